@@ -1,0 +1,1 @@
+"""Corpora, mixtures, features and input pipelines. Knows nothing of models."""

@@ -1,0 +1,203 @@
+"""Reading and writing of mono audio files. A file that cannot be used is refused by name, with the mend."""
+
+import io
+import os
+import struct
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+
+from feat.files import UserError, atomic_path
+
+FULL_SCALE = 32768  # int16 value of a float sample of 1.0
+_STREAMED = 0xFFFFFFFF  # data size that programs writing to a pipe leave in the header
+
+
+class WavInfo(NamedTuple):
+    """What the header of an audio file says."""
+
+    frames: int
+    sample_rate: int  # Hz
+    channels: int
+    subtype: str  # soundfile's name of the sample format, such as "PCM_16"
+
+    @property
+    def seconds(self):
+        return self.frames / self.sample_rate
+
+
+def wav_info(path):
+    """Header of the audio file `path`, without reading its samples.
+
+    Raises:
+      UserError: the file is missing, empty, truncated, a SPHERE file, or no audio at all.
+    """
+    _refuse_unreadable(path)
+    try:
+        header = soundfile.info(path)
+    except soundfile.LibsndfileError as error:
+        raise UserError(
+            f"{path}: not an audio file ({error.error_string}); convert it to 16-bit PCM wav"
+        ) from error
+    if header.frames == 0:
+        raise UserError(f"{path}: holds 0 samples; make it again")
+    return WavInfo(header.frames, header.samplerate, header.channels, header.subtype)
+
+
+def duration(path):
+    """Length of the audio file `path` in seconds, from its header."""
+    return wav_info(path).seconds
+
+
+def read_mono(path, sample_rate=None):
+    """Samples of a mono audio file of any format that soundfile reads.
+
+    Args:
+      path: a file with one channel.
+      sample_rate: Hz that the file must have; None takes any.
+
+    Returns:
+      float32 [samples], full scale is 1.
+
+    Raises:
+      UserError: the file is unusable (see `wav_info`), has more channels or another rate, or holds
+        samples that are not finite.
+    """
+    info = wav_info(path)
+    _require_layout(path, info, sample_rate)
+    samples = _read(path, info, "float32")
+    broken = np.flatnonzero(~np.isfinite(samples))
+    if broken.size:
+        raise UserError(
+            f"{path}: {broken.size} of {samples.size} samples are NaN or infinite,"
+            f" the first at {broken[0]}; make it again"
+        )
+    return samples
+
+
+def read_resampled(path, sample_rate):
+    """`read_mono`, brought to `sample_rate` Hz if the file has another rate."""
+    return resample(read_mono(path), wav_info(path).sample_rate, sample_rate)
+
+
+def read_pcm16(path, sample_rate=None):
+    """Samples of a 16-bit PCM mono file, as stored: int16 [samples]. Refuses what `read_mono` refuses."""
+    info = wav_info(path)
+    _require_layout(path, info, sample_rate)
+    if info.subtype != "PCM_16":
+        raise UserError(
+            f"{path}: samples are {info.subtype}, 16-bit PCM is needed; convert it, e.g. sox IN -b 16 OUT"
+        )
+    return _read(path, info, "int16")
+
+
+def to_int16(samples):
+    """Rounds float samples in [-1, 1] to int16, full scale 32768; +1 becomes 32767. No dither.
+
+    Raises:
+      ValueError: a sample is not finite or beyond full scale; nothing is ever clipped silently.
+    """
+    samples = np.asarray(samples)
+    peak = np.max(np.abs(samples), initial=0)
+    if not peak <= 1:  # also when it is NaN
+        raise ValueError(f"the peak is {peak:.4g}, samples must lie within -1 and 1")
+    return np.minimum(np.round(FULL_SCALE * samples), FULL_SCALE - 1).astype(np.int16)
+
+
+def write_pcm16(path, samples, sample_rate):
+    """Writes a mono 16-bit wav, whole or not at all.
+
+    Args:
+      path: the wav file; its folder is made if need be.
+      samples: [samples], int16 as they are or floats in [-1, 1].
+      sample_rate: Hz.
+
+    Raises:
+      UserError: float samples are not finite or beyond full scale.
+    """
+    samples = np.asarray(samples)
+    if samples.dtype != np.int16:
+        try:
+            samples = to_int16(samples)
+        except ValueError as error:
+            raise UserError(f"{path}: not written, {error}; scale the signal down") from error
+    # Through memory, because of a full disk soundfile says "system error" and the file system says which.
+    wav = io.BytesIO()
+    soundfile.write(wav, samples, sample_rate, subtype="PCM_16", format="WAV")
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(wav.getbuffer())
+
+
+def resample(samples, from_hz, to_hz):
+    """Changes the sample rate of `samples` ([samples], floats; the precision is kept).
+
+    Zero-phase polyphase FIR, Kaiser window with beta 5 (the design of MATLAB's resample);
+    ceil(samples * to_hz / from_hz) samples come out.
+    """
+    if from_hz == to_hz:
+        return samples
+    return resample_poly(samples, to_hz, from_hz)
+
+
+def _read(path, info, dtype):
+    """All samples of a file whose header is `info`. Raises UserError if some are missing."""
+    try:
+        samples, _ = soundfile.read(path, dtype=dtype)
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{path}: broken ({error.error_string}); make it again") from error
+    if len(samples) != info.frames:
+        raise UserError(
+            f"{path}: truncated, {len(samples)} of {info.frames} samples can be read; make it again"
+        )
+    return samples
+
+
+def _require_layout(path, info, sample_rate):
+    if info.channels != 1:
+        raise UserError(f"{path}: {info.channels} channels, 1 is needed; keep one, e.g. sox IN OUT remix 1")
+    if sample_rate is not None and info.sample_rate != sample_rate:
+        raise UserError(
+            f"{path}: {info.sample_rate} Hz, {sample_rate} Hz is needed;"
+            f" resample it, e.g. sox IN -r {sample_rate} OUT"
+        )
+
+
+def _refuse_unreadable(path):
+    """Raises UserError for what soundfile would misread or name badly."""
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file; check the data folder and the list")
+    if os.path.isdir(path):
+        raise UserError(f"{path}: a folder, not an audio file")
+    with open(path, "rb") as file:
+        start = file.read(12)
+        if not start:
+            raise UserError(f"{path}: empty (0 bytes); make it again")
+        if str(path).lower().endswith(".wv2"):
+            raise UserError(
+                f"{path}: the second microphone of WSJ0; decode the .wv1 file, the close-talk channel,"
+                " e.g. sph2pipe -f wav IN.wv1 OUT.wav"
+            )
+        if start.startswith(b"NIST_1A"):
+            raise UserError(f"{path}: a SPHERE file, not a wav; decode it, e.g. sph2pipe -f wav IN OUT.wav")
+        if start[:4] == b"RIFF" and start[8:] == b"WAVE":
+            _refuse_short_data(path, file)
+
+
+def _refuse_short_data(path, file):
+    """Walks the chunks of an open wav: soundfile takes a cut data chunk for a shorter recording."""
+    size = os.fstat(file.fileno()).st_size
+    while len(header := file.read(8)) == 8:
+        name, chunk_size = struct.unpack("<4sI", header)
+        if name != b"data":
+            file.seek(chunk_size + chunk_size % 2, os.SEEK_CUR)
+            continue
+        present = size - file.tell()
+        if chunk_size not in (0, _STREAMED) and chunk_size > present:
+            raise UserError(
+                f"{path}: truncated, the header promises {chunk_size} bytes of samples,"
+                f" {present} are there; make it again"
+            )
+        return
+    raise UserError(f"{path}: truncated, the wav has no samples; make it again")

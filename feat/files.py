@@ -1,0 +1,100 @@
+"""Errors that a user can mend, whole-or-nothing writes, and the entry point of every script."""
+
+import contextlib
+import errno
+import os
+import shutil
+import sys
+import tempfile
+
+from absl import app
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one line: the file, what disagrees, the mend."""
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yields a temporary path beside `path`; renames it over `path` when the block succeeds.
+
+    The temporary name ends like `path`, for writers that look at the extension. If the block
+    fails, the temporary file is removed and whatever stood at `path` is untouched.
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    os.makedirs(directory, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp." + name[-64:], dir=directory)
+    os.close(handle)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+
+
+def write_text(path, text):
+    """Writes `text` to `path`, whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def free_bytes(path):
+    """Free bytes on the disk that holds `path`, which need not exist yet."""
+    path = os.path.abspath(path)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return shutil.disk_usage(path).free
+
+
+def require_free_bytes(path, needed, what):
+    """Raises UserError unless the disk of `path` has `needed` bytes free for `what`."""
+    free = free_bytes(path)
+    if needed > free:
+        raise UserError(
+            f"{path}: {what} need {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free;"
+            " make room or choose another disk"
+        )
+
+
+def make_writable_directory(path):
+    """Makes `path` and everything above it. Raises UserError if nothing can be written there."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); mend its permissions or choose another folder"
+        ) from error
+
+
+def run_script(main):
+    """Runs an absl `main(argv)`. A UserError, or a disk that refuses, becomes one line and exit 1."""
+
+    def guarded(argv):
+        try:
+            if len(argv) > 1 and not getattr(main, "takes_arguments", False):
+                raise UserError(f"{argv[1]!r}: unexpected argument; flags are given as --name value")
+            main(argv)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            sys.exit(
+                f"error: {error.filename or 'disk'}: {error.strerror};"
+                " make room or mend its permissions, then run the same command again"
+            )
+
+    app.run(guarded)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

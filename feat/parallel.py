@@ -1,0 +1,57 @@
+"""One function over many jobs, on all cores, with a progress bar."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from tqdm import tqdm
+
+from feat.files import UserError
+
+
+def parallel_map(function, jobs, num_workers=0, description=""):
+    """Results of `function` for every job, in the order of the jobs.
+
+    Args:
+      function: takes one job; must be picklable, as a function of a module is.
+      jobs: a sequence of picklable jobs.
+      num_workers: processes; 0 takes one for every core. With one everything runs in this process.
+      description: what stands before the progress bar.
+
+    Raises:
+      UserError: a worker process was killed, or `function` raised it; jobs not yet begun are dropped.
+    """
+    jobs = list(jobs)
+    if not jobs:
+        return []
+    num_workers = min(num_workers or os.cpu_count() or 1, len(jobs))
+    bar = {"total": len(jobs), "desc": description, "disable": None}  # None: no bar in a log file
+    if num_workers == 1:
+        return [function(job) for job in tqdm(jobs, **bar)]
+    # Spawned, because a fork of a process that runs TensorFlow or other threads may hang.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_follow_parent)
+    try:
+        chunk = max(1, min(16, len(jobs) // (4 * num_workers)))
+        return list(tqdm(executor.map(function, jobs, chunksize=chunk), **bar))
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"{description}: a worker process was killed, perhaps for want of memory;"
+            " run the same command again, with fewer workers if need be"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _follow_parent():
+    """In a worker: leaves Ctrl-C to the parent, and ends when the parent is gone, even if by SIGKILL."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
+
+
+def _exit_after_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,151 @@
+"""Losses and the permutations behind them. Every loss returns one value per example, [batch].
+
+C is the number of talkers. Permutations are rows of `permutations(C)`: estimate i belongs to talker p[i];
+row 0 keeps the order, and for two talkers row 1 swaps it.
+"""
+
+import itertools
+
+import numpy as np
+from keras import ops
+
+
+def permutations(talkers):
+    """All orders of `talkers`, [talkers!, talkers] int32; the first is 0, 1, 2, ..."""
+    return np.array(list(itertools.permutations(range(talkers))), "int32")
+
+
+def permutation_costs(pairwise):
+    """[..., C estimates, C talkers] pairwise costs -> [..., C!], the sum of each permutation."""
+    orders = permutations(pairwise.shape[-1])
+    chosen = np.eye(orders.shape[1], dtype="float32")[orders]  # [C!, C, C]
+    return ops.einsum("...ij,pij->...p", pairwise, chosen)
+
+
+def frame_costs(estimates, references, size=None):
+    """Frame-level PIT costs (tPIT): mean absolute difference, summed over talkers, of every permutation.
+
+    Args:
+        estimates, references: [batch, C, frames, bins, 2].
+        size: number of values the mean is over; default bins * 2. The original's spectra have dummy bins,
+            always 0, that count in its mean.
+
+    Returns:
+        [batch, frames, C!].
+    """
+    *_, bins, _ = ops.shape(estimates)
+    size = size or 2 * bins
+    talkers = estimates.shape[1]
+    rows = [
+        ops.stack(
+            [ops.sum(ops.abs(estimates[:, i] - references[:, j]), axis=(-2, -1)) for j in range(talkers)], -1
+        )
+        for i in range(talkers)
+    ]
+    return permutation_costs(ops.stack(rows, axis=-2)) / ops.cast(size, "float32")
+
+
+def frame_assignment(costs):
+    """[batch, frames, C!] costs -> [batch, frames] index of the cheapest permutation; a tie keeps the order."""
+    return ops.argmin(costs, axis=-1)
+
+
+def permute_frames(estimates, assignment):
+    """Puts estimates in talker order frame by frame.
+
+    [batch, C, frames, bins, 2] and permutation indices [batch, frames] -> [batch, C, frames, bins, 2].
+    """
+    talkers = estimates.shape[1]
+    inverse = np.argsort(permutations(talkers), axis=1)  # talker j takes estimate inverse[j]
+    sources = np.eye(talkers, dtype="float32")[inverse]  # [C!, talker, estimate]
+    weights = ops.take(ops.convert_to_tensor(sources), assignment, axis=0)  # [B, T, talker, estimate]
+    weights = ops.transpose(weights, (2, 3, 0, 1))[..., None, None]  # [talker, estimate, B, T, 1, 1]
+    return ops.stack(
+        [sum(weights[j, i] * estimates[:, i] for i in range(talkers)) for j in range(talkers)], axis=1
+    )
+
+
+def snr(estimates, references):
+    """Signal-to-noise ratio in dB, without scaling or mean removal: [..., samples] -> [...].
+
+    10 log10(sum s^2 / sum (estimate - s)^2). Held below 80 dB, and 0, with no gradient, where the reference
+    is silent, since the ratio is then undefined.
+    """
+    signal = ops.sum(ops.square(references), axis=-1)
+    noise = ops.sum(ops.square(estimates - references), axis=-1)
+    silent = signal <= 0.0
+    signal = ops.where(silent, 1.0, signal)
+    noise = ops.where(silent, 1.0, ops.maximum(noise, 1e-8 * signal))
+    return float(10.0 / np.log(10.0)) * (ops.log(signal) - ops.log(noise))
+
+
+def pairwise_snr(estimates, references):
+    """[batch, C, samples] twice -> [batch, C estimates, C talkers], dB."""
+    return snr(ops.expand_dims(estimates, 2), ops.expand_dims(references, 1))
+
+
+def utterance_pit_snr(estimates, references):
+    """Mean SNR over talkers under the best permutation of the whole utterance (uPIT): [batch], dB."""
+    talkers = estimates.shape[1]
+    totals = permutation_costs(pairwise_snr(estimates, references))
+    return ops.max(totals, axis=-1) / talkers
+
+
+def grouping_targets(costs, frame_mask=None):
+    """What sequential grouping learns from the tPIT costs [batch, frames, C!].
+
+    Returns:
+        assignment: [batch, frames], index of the cheapest permutation.
+        weights: [batch, frames], difference between the dearest and the cheapest permutation, divided by
+            its sum over the utterance: frames where the order matters count, silence does not. All 0 where
+            the order never matters.
+    """
+    stakes = ops.max(costs, axis=-1) - ops.min(costs, axis=-1)
+    if frame_mask is not None:
+        stakes = stakes * frame_mask
+    total = ops.sum(stakes, axis=-1, keepdims=True)
+    return frame_assignment(costs), stakes / ops.where(total > 0.0, total, 1.0)
+
+
+def grouping_loss(embeddings, labels, weights):
+    """Weighted affinity cost of Deep CASA's second stage: 10000 ||W (V V' - Y Y') W||_F^2.
+
+    Args:
+        embeddings: V, [batch, rows, dimension].
+        labels: Y, one-hot, [batch, rows, classes].
+        weights: diagonal of W, [batch, rows]. The code of the original weights each row by w, its paper by
+            the square root.
+
+    Returns:
+        [batch].
+    """
+    v = embeddings * weights[..., None]
+    y = labels * weights[..., None]
+
+    def affinity(a, b):
+        return ops.sum(ops.square(ops.matmul(ops.transpose(a, (0, 2, 1)), b)), axis=(1, 2))
+
+    return 1e4 * (affinity(v, v) - 2.0 * affinity(v, y) + affinity(y, y))
+
+
+def frame_mask(frames, count):
+    """True frames [batch] -> [batch, count] float32, 1 for frames, 0 for padding."""
+    return ops.cast(ops.arange(count)[None] < ops.cast(frames, "int32")[:, None], "float32")
+
+
+def mean_frame_cost(costs, frames, leading=None):
+    """Mean over frames of the cheapest order's cost, which is logged beside the objective: [batch].
+
+    Args:
+        costs: [batch, frames, C!].
+        frames: true frames, [batch].
+        leading: None, or the number of silent frames put before the batch; then the mean is the original's,
+            over all padding, times the batch's largest over its mean length.
+    """
+    cheapest = ops.min(costs, axis=-1)
+    count = ops.shape(cheapest)[1]
+    frames = ops.cast(frames, "float32")
+    if leading is None:
+        return ops.sum(cheapest * frame_mask(frames, count), axis=-1) / frames
+    padded = ops.cast(count + leading, "float32")
+    return ops.sum(cheapest, axis=-1) / padded * ops.max(frames) / ops.mean(frames)

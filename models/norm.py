@@ -1,0 +1,67 @@
+"""Normalisation layers. All of them compute in float32, whatever the precision of the network."""
+
+import keras
+from keras import ops
+
+
+class ScaledNorm(keras.layers.Layer):
+    """Base of norms that end in a scale (gamma) and an offset (beta) per channel, the last axis."""
+
+    def __init__(self, epsilon, **kwargs):
+        super().__init__(**kwargs | {"dtype": "float32"})
+        self.epsilon = epsilon
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(shape=input_shape[-1:], initializer="ones", name="gamma")
+        self.beta = self.add_weight(shape=input_shape[-1:], initializer="zeros", name="beta")
+
+    def get_config(self):
+        return super().get_config() | {"epsilon": self.epsilon}
+
+
+@keras.saving.register_keras_serializable("deep_casa")
+class GlobalNorm(ScaledNorm):
+    """Mean and biased variance over every axis but the batch.
+
+    Input and output: [batch, ..., channels]. Equal to tf.contrib.layers.layer_norm, which Deep CASA
+    used, and to GroupNormalization with one group; padding counts like any other value.
+    """
+
+    def __init__(self, epsilon=1e-12, **kwargs):
+        super().__init__(epsilon, **kwargs)
+
+    def call(self, x):
+        mean, variance = ops.moments(x, axes=list(range(1, x.ndim)), keepdims=True)
+        # Two passes over x instead of four: (x - mean) / std * gamma + beta, multiplied out.
+        scale = self.gamma * ops.rsqrt(variance + self.epsilon)
+        return x * scale + (self.beta - mean * scale)
+
+
+@keras.saving.register_keras_serializable("deep_casa")
+class CumulativeNorm(ScaledNorm):
+    """Layer norm whose statistics at frame t cover the frames 0..t, so that nothing of the future is used.
+
+    Input and output: [batch, frames, ..., channels].
+    Source: Causal Deep CASA (Liu and Wang, 2020), reference repository yuzhou-git/deep-casa.
+    """
+
+    def __init__(self, epsilon=1e-3, **kwargs):
+        super().__init__(epsilon, **kwargs)
+
+    def call(self, x):
+        features = list(range(2, x.ndim))
+        frame_mean, frame_variance = ops.moments(x, axes=features, keepdims=True)  # [B, T, 1.., 1]
+        count = ops.cumsum(ops.ones_like(frame_mean), axis=1)
+        # E[x^2] - m^2 cancels in float32. Deviations from the first frame's mean are as causal and stay small.
+        origin = frame_mean[:, :1]
+        deviation = frame_mean - origin
+        mean_deviation = ops.cumsum(deviation, axis=1) / count
+        second_moment = ops.cumsum(frame_variance + ops.square(deviation), axis=1) / count
+        variance = ops.maximum(second_moment - ops.square(mean_deviation), 0.0)
+        scale = self.gamma * ops.rsqrt(variance + self.epsilon)
+        return (x - (origin + mean_deviation)) * scale + self.beta
+
+
+def batch_norm(name):
+    """Batch norm of the causal Dense-UNet: over all axes but channels, moving statistics decaying by 0.999."""
+    return keras.layers.BatchNormalization(momentum=0.999, epsilon=1e-3, dtype="float32", name=name)

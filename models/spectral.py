@@ -1,0 +1,77 @@
+"""STFT and inverse STFT in keras.ops, equal to feat/stft.py.
+
+Frames are not centred: frame t covers the samples hop * t ... hop * t + fft - 1. The window is the square
+root of the periodic Hann window, used for analysis and synthesis. Source: yuzhou-git/deep-casa.
+"""
+
+import numpy as np
+from keras import ops
+
+# Share of the interior sum of squared windows under which an edge is faded in instead of amplified.
+FADE = 0.25
+
+
+def sqrt_hann(fft_size):
+    """Square root of the periodic Hann window, [fft_size], float64."""
+    return np.sqrt(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(fft_size) / fft_size))
+
+
+def num_frames(samples, fft_size=256, hop_size=64):
+    """Number of whole frames in `samples` samples; int or integer tensor."""
+    return (samples - fft_size) // hop_size + 1
+
+
+def stft(waveforms, fft_size=256, hop_size=64):
+    """[..., samples], float32 -> [..., frames, fft_size // 2 + 1, 2] (real, imaginary)."""
+    lead = ops.shape(waveforms)[:-1]
+    parts = -(-fft_size // hop_size)  # hops per frame, rounded up
+    frames = num_frames(ops.shape(waveforms)[-1], fft_size, hop_size)
+    needed = (frames + parts - 1) * hop_size
+    short = ops.maximum(needed - ops.shape(waveforms)[-1], 0)
+    waveforms = ops.pad(waveforms, [(0, 0)] * len(lead) + [(0, short)])
+    hops = ops.reshape(waveforms[..., :needed], (*lead, frames + parts - 1, hop_size))
+    framed = ops.concatenate([hops[..., i : i + frames, :] for i in range(parts)], axis=-1)
+    windowed = framed[..., :fft_size] * ops.convert_to_tensor(sqrt_hann(fft_size), "float32")
+    return ops.stack(ops.rfft(windowed, fft_length=fft_size), axis=-1)
+
+
+def overlap_add(frames, hop_size):
+    """[..., frames, fft_size] -> [..., (frames - 1) * hop_size + fft_size]."""
+    *lead, count, fft_size = ops.shape(frames)
+    parts = -(-fft_size // hop_size)
+    spare = parts * hop_size - fft_size
+    no_pad = [(0, 0)] * len(lead)
+    frames = ops.pad(frames, [*no_pad, (0, 0), (0, spare)])
+    hops = ops.reshape(frames, (*lead, count, parts, hop_size))
+    total = sum(ops.pad(hops[..., i, :], [*no_pad, (i, parts - 1 - i), (0, 0)]) for i in range(parts))
+    total = ops.reshape(total, (*lead, (count + parts - 1) * hop_size))
+    return total[..., : (count + parts - 1) * hop_size - spare]
+
+
+def istft(spectra, fft_size=256, hop_size=64, frame_mask=None, frames_before=0, parity=False):
+    """Weighted overlap-add inverse: [..., frames, bins, 2] -> [..., (frames - 1) * hop_size + fft_size].
+
+    Args:
+        spectra: real and imaginary parts; those of the imaginary at bin 0 and Nyquist are ignored.
+        frame_mask: [batch, frames], 1 for frames of the utterance, 0 for padding; padding then does not
+            count in the window sum. None: all frames count.
+        frames_before: silent frames before the first that count in the window sum, as the leading padding
+            of the original's training graph does (parity).
+        parity: divide by the window sum however small, as the original does, which makes clicks at the
+            ends; otherwise the first and last few milliseconds are faded.
+    """
+    window = ops.convert_to_tensor(sqrt_hann(fft_size), "float32")
+    spectra = ops.cast(spectra, "float32")
+    frames = ops.irfft((spectra[..., 0], spectra[..., 1]), fft_length=fft_size) * window
+    signal = overlap_add(frames, hop_size)
+    count = ops.shape(spectra)[-3]
+    if frame_mask is None:
+        frame_mask = ops.ones((1, frames_before + count))
+    squares = ops.expand_dims(ops.cast(frame_mask, "float32"), -1) * ops.square(window)
+    weights = overlap_add(squares, hop_size)[:, frames_before * hop_size :]  # [1 or batch, samples]
+    interior = fft_size / 2 / hop_size
+    floor = 0.5 - 0.5 * np.cos(2 * np.pi / fft_size) if parity else FADE * interior
+    weights = ops.maximum(weights, float(floor))
+    while weights.ndim < signal.ndim:
+        weights = ops.expand_dims(weights, 1)
+    return signal / weights

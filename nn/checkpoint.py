@@ -1,0 +1,246 @@
+"""Checkpoints: saving, finding, describing and loading, ours and those of the original code.
+
+A checkpoint is a tf.train.Checkpoint prefix, exp/<exp_name>/models/<time_stamp>/<exp_name>_model.ckpt_step_<N>,
+with the weights, the optimiser's variables and the state of the training loop as JSON. `config.json`
+beside it says which system it is, its constructor arguments and its sample rate; the text file `best`
+names the checkpoint with the best validation score and may be given wherever a prefix may.
+
+A checkpoint of the original (TF 1.15 Saver) is told by the names inside.
+"""
+
+import glob
+import json
+import os
+import re
+import shutil
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+
+from feat.files import UserError, write_text
+from nn import reference_checkpoint
+
+SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+LOOP_STATE = "loop" + SUFFIX
+INDEX, DATA = ".index", ".data-00000-of-00001"
+
+
+def weight_names(variables):
+    """{name without the model's own: variable} of Keras variables."""
+    return {variable.path.split("/", 1)[1]: variable for variable in variables}
+
+
+def save(prefix, model, optimizer, loop_state):
+    """Writes a checkpoint, whole or not at all.
+
+    Args:
+        loop_state: what JSON can hold.
+    """
+    folder, name = os.path.split(prefix)
+    os.makedirs(folder, exist_ok=True)
+    temporary = tempfile.mkdtemp(prefix=".saving_", dir=folder)
+    try:
+        tf.train.Checkpoint(
+            weights={name: v.value for name, v in weight_names(model.variables).items()},
+            optimizer={v.path: v.value for v in optimizer.variables},
+            loop=tf.Variable(json.dumps(loop_state)),
+        ).write(os.path.join(temporary, name))
+        # The index last: a prefix without one is no checkpoint.
+        for suffix in (DATA, INDEX):
+            os.replace(os.path.join(temporary, name + suffix), prefix + suffix)
+    except tf.errors.OpError as error:
+        raise UserError(
+            f"{prefix}: cannot be written ({error.message.splitlines()[0]}); make room, then run the same command again"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove(prefix):
+    """Deletes a checkpoint."""
+    for suffix in (INDEX, DATA):
+        if os.path.exists(prefix + suffix):
+            os.remove(prefix + suffix)
+
+
+def write_config(folder, system, model, **more):
+    """Writes config.json: the system, the model's constructor arguments and what else inference needs."""
+    config = {"system": system, "model": dict(model.settings), **more}
+    write_text(os.path.join(folder, "config.json"), json.dumps(config, indent=1) + "\n")
+
+
+def read_config(prefix):
+    """The config.json beside a checkpoint, or None if there is none, as beside one of the original."""
+    path = os.path.join(os.path.dirname(resolve(prefix)), "config.json")
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); restore it or train again") from error
+
+
+def mark_best(prefix):
+    """Lets the file `best` beside a checkpoint name it."""
+    folder, name = os.path.split(prefix)
+    write_text(os.path.join(folder, "best"), name + "\n")
+
+
+def resolve(prefix):
+    """The prefix itself, or what the pointer file `best` stands for; .index and data suffixes are cut off."""
+    for suffix in (INDEX, DATA, ".meta"):
+        prefix = prefix.removesuffix(suffix)
+    if os.path.basename(prefix) == "best" and os.path.isfile(prefix):
+        with open(prefix, encoding="utf-8") as file:
+            return os.path.join(os.path.dirname(prefix), file.read().strip())
+    return prefix
+
+
+def numbered(folder):
+    """[(step, prefix)] of the checkpoints in a folder, by step."""
+    found = []
+    for index in glob.glob(os.path.join(glob.escape(folder), "*_model.ckpt_step_*" + INDEX)):
+        match = re.fullmatch(r"(.*_model\.ckpt_step_(\d+))\.index", index)
+        if match:
+            found.append((int(match.group(2)), match.group(1)))
+    return sorted(found)
+
+
+class Reader:
+    """The arrays of a checkpoint by name.
+
+    Raises:
+        UserError: it is missing or cannot be read whole.
+    """
+
+    def __init__(self, prefix):
+        self.prefix = resolve(prefix)
+        if not os.path.exists(self.prefix + INDEX):
+            raise UserError(
+                f"{self.prefix}: no checkpoint here ({self.prefix}{INDEX} is missing);"
+                " give the prefix without .index"
+            )
+        try:
+            self._reader = tf.train.load_checkpoint(self.prefix)
+            self.shapes = self._reader.get_variable_to_shape_map()
+        except (tf.errors.OpError, RuntimeError, ValueError) as error:
+            raise self._broken() from error
+
+    def __call__(self, name):
+        try:
+            return self._reader.get_tensor(name)
+        except (tf.errors.OpError, RuntimeError, ValueError) as error:
+            raise self._broken() from error
+
+    def _broken(self):
+        return UserError(
+            f"{self.prefix}: damaged or half-written; give another checkpoint, or delete its files to go on"
+            " from the one before"
+        )
+
+    @property
+    def is_reference(self):
+        """Whether the original code wrote it."""
+        return any(name.startswith(tuple(reference_checkpoint.STAGES)) for name in self.shapes)
+
+    @property
+    def system(self):
+        """"dense_unet" or "sequential_grouping" if the original wrote it, what config.json says otherwise."""
+        for scope, system in reference_checkpoint.STAGES.items():
+            if any(name.startswith(scope) for name in self.shapes):
+                return system
+        return (read_config(self.prefix) or {}).get("system", "unknown")
+
+
+def _ours(group, name):
+    return group + "/" + name.replace(".", "..").replace("/", ".S") + SUFFIX
+
+
+def restore_weights(reader, system, model):
+    """Assigns the weights of a checkpoint to a model.
+
+    Raises:
+        UserError: it is of another system or another size.
+    """
+    if reader.system != system:
+        raise UserError(
+            f"{reader.prefix}: holds {reader.system}, but this script needs {system}; give a checkpoint of it"
+        )
+    for name, variable, array in _matched(reader, model.variables, "weights", model):
+        if array.size != np.prod(variable.shape):
+            raise UserError(
+                f"{reader.prefix}: {name} has shape {tuple(array.shape)}, the model of these flags"
+                f" {tuple(variable.shape)}; use the flags that it was trained with"
+            )
+        variable.assign(np.reshape(array, variable.shape))
+
+
+def _matched(reader, variables, group, model):
+    """(name, variable, array of the checkpoint) for every variable but random states that are not there."""
+    names = reference_checkpoint.reference_names(model) if reader.is_reference else None
+    used = set()
+
+    def read(name):
+        if name not in reader.shapes:
+            raise UserError(
+                f"{reader.prefix}: {name} is missing; it was trained with other flags"
+                " (layers, blocks, channels, causal or talkers)"
+            )
+        used.add(name)
+        return reader(name)
+
+    for name, variable in weight_names(variables).items():
+        if names is None:
+            yield name, variable, read(_ours(group, name))
+        elif name in names:
+            yield name, variable, reference_checkpoint.join(names[name], read)
+    surplus = set(reader.shapes) - used
+    surplus = [
+        name
+        for name in sorted(surplus)
+        if (name.startswith("weights/") if names is None else not name.endswith(reference_checkpoint.NOT_WEIGHTS))
+    ]
+    if surplus:
+        raise UserError(
+            f"{reader.prefix}: holds {len(surplus)} weights that the model of these flags lacks, such as"
+            f" {surplus[0]}; use the flags that it was trained with"
+        )
+
+
+def restore_optimizer(reader, model, optimizer):
+    """Assigns the optimiser's variables of a checkpoint; says whether it holds those of such an optimiser."""
+    if not reader.is_reference:
+        names = {v.path: _ours("optimizer", v.path) for v in optimizer.variables}
+        if not set(names.values()) <= set(reader.shapes):
+            return False
+        for variable in optimizer.variables:
+            variable.assign(reader(names[variable.path]))
+        return True
+    return reference_checkpoint.restore_slots(reader, reader.shapes, model, optimizer)
+
+
+def read_loop_state(reader):
+    """State of the training loop, or None for a checkpoint of the original."""
+    return json.loads(reader(LOOP_STATE)) if LOOP_STATE in reader.shapes else None
+
+
+def latest_whole(folder):
+    """Reader of the newest checkpoint of a folder that can be read whole, or None; says which it passes by."""
+    for _, prefix in reversed(numbered(folder)):
+        try:
+            reader = Reader(prefix)
+            for name in reader.shapes:
+                reader(name)  # its checksums are compared
+            return reader
+        except UserError as error:
+            print(f"warning: {error}")
+    return None
+
+
+def load_for_inference(prefix, system, model):
+    """Assigns the weights of a checkpoint, ours or the original's, and gives its Reader."""
+    reader = Reader(prefix)
+    restore_weights(reader, system, model)
+    return reader

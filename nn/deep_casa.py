@@ -1,0 +1,248 @@
+"""What the two stages of Deep CASA share: flags, utterances, models from flags or checkpoints, outputs."""
+
+import os
+
+import numpy as np
+from absl import flags
+
+from feat import dataset
+from feat.audio import write_pcm16
+from feat.feat_gen import define_feature_flags, settings_from_flags
+from feat.files import UserError, atomic_path, make_writable_directory
+from feat.lists import read_names
+from models.dense_unet import DenseUNet
+from models.grouping import SequentialGrouping
+from nn import checkpoint, train
+
+FLAGS = flags.FLAGS
+
+# Constructor arguments that flags of the original's names set.
+DENSE_UNET_FLAGS = dict(talkers="talkers", channels="n_channels", scales="n_layers", causal="causal")
+GROUPING_FLAGS = dict(
+    talkers="talkers",
+    blocks="n_tcn_block",
+    dilations="n_dilation_each_block",
+    units="n_dilated_units",
+    bottleneck="n_bottle",
+    embedding_dim="embedding_dim",
+    causal="causal",
+    scales="n_layers",
+)
+
+
+def define_flags(**training_defaults):
+    """Flags of both stages."""
+    define_feature_flags()
+    train.define_training_flags(**training_defaults)
+    flags.DEFINE_integer("n_layers", 4, "depth of the Dense-UNet", lower_bound=1, upper_bound=5)
+    flags.DEFINE_bool("causal", False, "nothing of the future is used")
+    flags.DEFINE_bool("parity", False, "compute what the original computes, its quirks included")
+    flags.DEFINE_bool("on_the_fly", False, "features from the wavs, without any file of features")
+    flags.DEFINE_bool("dynamic_mixing", False, "mix the utterances of the tr list anew at every step; reads the wavs")
+    flags.DEFINE_float("segment_seconds", 0.0, "train on pieces of so many seconds; 0: whole utterances", lower_bound=0)
+
+
+def read_list(set_name):
+    """Names of the mixtures of a set."""
+    return read_names(FLAGS.wav_list_folder, set_name, FLAGS.talkers)
+
+
+def model_settings(flag_names, resume_model="", **more):
+    """Constructor arguments of a model: those in the checkpoint's config.json, or else the flags.
+
+    Raises:
+        UserError: a flag that was given disagrees with config.json, or the sample rate or STFT do.
+    """
+    settings = {argument: FLAGS[flag].value for argument, flag in flag_names.items()}
+    settings |= {"bins": settings_from_flags().bins} | more
+    config = checkpoint.read_config(resume_model) if resume_model else None
+    if not config:
+        return settings
+    stored = config["model"]
+    for argument, flag in flag_names.items():
+        if argument in stored and FLAGS[flag].present and FLAGS[flag].value != stored[argument]:
+            raise UserError(
+                f"{checkpoint.resolve(resume_model)}: trained with --{flag} {stored[argument]},"
+                f" but --{flag} {FLAGS[flag].value} was given; leave it out or give another checkpoint"
+            )
+    for name in ("sample_rate", "fft_size", "hop_size"):
+        if name in config and config[name] != FLAGS[name].value:
+            raise UserError(
+                f"{checkpoint.resolve(resume_model)}: trained with --{name} {config[name]},"
+                f" but --{name} is {FLAGS[name].value}; give the same"
+            )
+    return settings | {k: v for k, v in stored.items() if k in settings}
+
+
+def config_of_flags():
+    """What config.json says besides the model: enough to turn a recording into features."""
+    return {name: FLAGS[name].value for name in ("sample_rate", "fft_size", "hop_size")}
+
+
+def make_dense_unet(resume_model="", keep_prob=None):
+    """Dense-UNet of the flags, or of the checkpoint it will be loaded from."""
+    more = {} if keep_prob is None else {"dropout": 1.0 - keep_prob}
+    return DenseUNet(**model_settings(DENSE_UNET_FLAGS, resume_model, **more), seed=FLAGS.seed)
+
+
+def make_grouping(resume_model="", tap_keep=None):
+    """TCN of the flags, or of the checkpoint it will be loaded from."""
+    more = {} if tap_keep is None else {"tap_keep": tap_keep}
+    return SequentialGrouping(**model_settings(GROUPING_FLAGS, resume_model, **more), seed=FLAGS.seed)
+
+
+def load_dense_unet(prefix):
+    """A trained first stage, not to be trained further. Its own config.json says its sizes, if there is one."""
+    config = checkpoint.read_config(prefix)
+    if config is None:
+        model = make_dense_unet()
+    else:
+        model = DenseUNet(**config["model"])
+        if (config["fft_size"], config["hop_size"]) != (FLAGS.fft_size, FLAGS.hop_size):
+            raise UserError(
+                f"{prefix}: trained with --fft_size {config['fft_size']} --hop_size {config['hop_size']};"
+                " give the same"
+            )
+    checkpoint.load_for_inference(prefix, "dense_unet", model)
+    model.trainable = False
+    return model
+
+
+class TrainingData:
+    """The training and validation batches that the flags describe.
+
+    Args:
+        with_estimates: the estimates of the first stage are needed from its files.
+        segment_frames: train on consecutive segments, as the causal first stage does; 0: utterances.
+    """
+
+    def __init__(self, with_estimates=False, segment_frames=0):
+        self.settings = settings_from_flags()
+        self.with_estimates = with_estimates
+        self.segment_frames = segment_frames
+        names = read_list("tr")
+        if FLAGS.dynamic_mixing:
+            if not FLAGS.segment_seconds:
+                raise UserError("--dynamic_mixing needs --segment_seconds, the length of the mixtures to make")
+            self.pool = dataset.source_pool(self.settings, "tr", names)
+            self.examples = len(names)
+        else:
+            self.training = self._utterances("tr", names)
+            self.examples = (
+                dataset.segment_count(self.training, segment_frames) if segment_frames else len(names)
+            )
+        self.validation = self._utterances("cv", read_list("cv")).first(FLAGS.cv_utterances)
+
+    def _utterances(self, set_name, names):
+        if FLAGS.on_the_fly:
+            return dataset.wav_utterances(self.settings, set_name, names)
+        return dataset.cached_utterances(self.settings, set_name, names, self.with_estimates)
+
+    @property
+    def cut_frames(self):
+        """Frames of --segment_seconds."""
+        return int(FLAGS.segment_seconds * self.settings.sample_rate) // self.settings.hop_size
+
+    def training_batches(self, epoch, skip):
+        """Batches of an epoch, the first `skip` left out."""
+        options = dict(batch_size=FLAGS.batch_size, seed=FLAGS.seed, epoch=epoch, skip=skip)
+        if FLAGS.dynamic_mixing:
+            return dataset.mixed_batches(
+                self.pool,
+                batches=self.examples // FLAGS.batch_size,
+                segment_frames=self.cut_frames,
+                **options,
+            )
+        if self.segment_frames:
+            return dataset.segment_batches(
+                self.training, self.segment_frames, from_wavs=FLAGS.on_the_fly, **options
+            )
+        return dataset.training_batches(
+            self.training,
+            segment_frames=self.cut_frames,
+            with_estimates=self.with_estimates,
+            from_wavs=FLAGS.on_the_fly,
+            **options,
+        )
+
+    def validation_batches(self):
+        """Every validation utterance alone."""
+        return dataset.evaluation_batches(self.validation, self.with_estimates, FLAGS.on_the_fly)
+
+
+class OutputFolder:
+    """Where inference writes: `<name>.bin` in the original's layout, `<name>_s1.wav`, ... beside it.
+
+    A .bin is raw little-endian float32, C order, [3 * talkers, samples]: the references, the outputs, then
+    the mixture once for every talker.
+
+    Args:
+        folder: is made.
+        settings: FeatureSettings.
+    """
+
+    def __init__(self, folder, settings):
+        self.folder = folder
+        self.settings = settings
+        self.quietened = 0
+        make_writable_directory(folder)
+
+    def has(self, name):
+        return os.path.exists(os.path.join(self.folder, name + ".bin"))
+
+    def write(self, name, signals, outputs, **arrays):
+        """Writes one mixture.
+
+        Args:
+            signals: [talkers + 1, samples], references and mixture.
+            outputs: [talkers, samples].
+            arrays: for `<name>_assign.npz`, if any.
+        """
+        path = os.path.join(self.folder, name)
+        outputs = np.asarray(outputs, np.float32)
+        peak = np.max(np.abs(outputs))
+        self.quietened += bool(peak > 1)
+        for i, output in enumerate(outputs):
+            # All talkers by one factor, so that their balance is kept.
+            write_pcm16(f"{path}_s{i + 1}.wav", output / max(1.0, peak), self.settings.sample_rate)
+        if arrays:
+            with atomic_path(path + "_assign.npz") as temporary, open(temporary, "wb") as file:
+                np.savez(file, **arrays)
+        rows = np.concatenate([signals[:-1], outputs, np.repeat(signals[-1:], len(outputs), axis=0)])
+        with atomic_path(path + ".bin") as temporary:
+            rows.astype("<f4").tofile(temporary)
+
+    def finish(self, count):
+        print(f"{self.folder}: {count} mixtures separated, .bin and .wav")
+        if self.quietened:
+            print(f"{self.folder}: {self.quietened} of them were made quieter in the .wav, not in the .bin, to fit 16 bits")
+
+
+def utterances_to_infer(set_name, with_estimates=False):
+    """Utterances of a set, from the cache or the wavs."""
+    settings = settings_from_flags()
+    names = read_list(set_name)
+    if FLAGS.on_the_fly:
+        return dataset.wav_utterances(settings, set_name, names)
+    return dataset.cached_utterances(settings, set_name, names, with_estimates)
+
+
+def fit_length(signals, samples):
+    """Cuts [..., samples'] to `samples`, or fills it with zeros at the end."""
+    signals = signals[..., :samples]
+    missing = samples - signals.shape[-1]
+    return np.pad(signals, [(0, 0)] * (signals.ndim - 1) + [(0, missing)])
+
+
+def checkpoint_to_use():
+    """The checkpoint for inference: --resume_model, or else the best of the run's folder.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if FLAGS.resume_model:
+        return FLAGS.resume_model
+    best = os.path.join(train.run_folder(), "best")
+    if not os.path.exists(best):
+        raise UserError(f"{best}: no such checkpoint; train first, or give --resume_model PREFIX")
+    return best

@@ -1,0 +1,583 @@
+r"""Scores folders of separated speech against the references, several systems in one table.
+
+    python nn/evaluate.py --set tt --output_folder scores \
+        --estimates "stage 1, oracle order=exp/deep_casa_wsj/output_tt/simul_group" \
+        --estimates "final=exp/deep_casa_wsj/output_tt/files"
+
+An estimate folder holds one of
+
+  <name>.bin      raw little-endian float32, C order, [3 * talkers, samples]: the references s1, s2, ...,
+                  then the outputs 1, 2, ..., then the mixture, once for every talker;
+  <name>_s1.wav   one wav for every output. References and mixture then come from --data_folder in the
+                  layout of WSJ0-2mix and the names from --wav_list_folder.
+
+Outputs may be in any order; the one with the largest sum of SI-SDR counts. A `<name>_assign.npz` beside
+the estimates, with `assign` and `oracle` ([frames] or [frames, talkers], see `metrics.frame_accuracy`)
+and `weight` [frames], adds the accuracy of the frame assignment.
+
+Output: the table and the exact definition of every number in it, also as table.txt; scores.csv with a
+line for every utterance, system and talker; summary.json.
+"""
+
+import contextlib
+import csv
+import functools
+import io
+import json
+import multiprocessing
+import os
+import textwrap
+import zipfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from feat.audio import read_mono
+from feat.files import UserError, make_writable_directory, run_script, write_text
+from feat.lists import mixture_paths, read_names
+from nn import metrics
+
+MIXTURE = "mixture"  # label of the row of the unprocessed mixture
+DEFAULT_METRICS = ("si_sdr", "sdr", "pesq", "estoi")
+SOURCES = ("auto", "bin", "wav")
+FRAME_ACCURACIES = ("frame_accuracy", "frame_accuracy_weighted")
+HEADINGS = {
+    "si_sdr": "SI-SDR",
+    "si_sdri": "SI-SDRi",
+    "snr": "SNR",
+    "snri": "SNRi",
+    "sdr": "SDR",
+    "sdri": "SDRi",
+    "pesq": "PESQ",
+    "estoi": "ESTOI",
+    "frame_accuracy": "frames right",
+    "frame_accuracy_weighted": "frames weighted",
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Where references and mixtures lie, and what they are."""
+
+    data_folder: str
+    wav_list_folder: str
+    set_name: str
+    talkers: int
+    sample_rate: int  # Hz
+
+
+@dataclass(frozen=True)
+class System:
+    """A folder of estimates of one kind, "bin" or "wav", and the name of its row."""
+
+    label: str
+    folder: str
+    source: str
+
+    def paths(self, name: str, talkers: int) -> list[str]:
+        """The files that hold the estimates of the mixture `name`."""
+        endings = [".bin"] if self.source == "bin" else [f"_s{k + 1}.wav" for k in range(talkers)]
+        return [os.path.join(self.folder, name + ending) for ending in endings]
+
+
+@dataclass(frozen=True)
+class UtteranceScores:
+    """How one system did on one mixture.
+
+    Attributes:
+      outputs: for every talker, the number (from 1) of the output matched to it; none for the mixture.
+      scores: {metric: float64 [talkers]}; NaN where the metric is not defined.
+      frame_accuracy: {one of FRAME_ACCURACIES: share}, empty if the assignment was not saved.
+    """
+
+    outputs: tuple[int, ...]
+    scores: dict[str, np.ndarray]
+    frame_accuracy: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was scored: for every name, in order, {label: UtteranceScores}, mixture first."""
+
+    dataset: Dataset
+    systems: list[System]
+    names: list[str]
+    utterances: list[dict[str, UtteranceScores]]
+
+
+def evaluate(
+    folders: Mapping[str, str],
+    data_folder: str = "",
+    wav_list_folder: str = "",
+    set_name: str = "tt",
+    talkers: int = 2,
+    sample_rate: int = 8000,
+    metric_names: Iterable[str] = DEFAULT_METRICS,
+    source: str = "auto",
+    num_workers: int = 0,
+) -> Evaluation:
+    """Scores several folders of estimates of the same mixtures.
+
+    Args:
+      folders: {label: folder of estimates}.
+      data_folder: references and mixtures in the layout of WSJ0-2mix; for wav estimates.
+      wav_list_folder: holds the list of the set; for wav estimates. If empty, all .bin files are scored.
+      set_name: tr, cv or tt.
+      talkers: talkers in every mixture.
+      sample_rate: of the signals, in Hz.
+      metric_names: names in `metrics.METRICS`.
+      source: "bin" or "wav" files, or "auto": .bin files if a folder has both.
+      num_workers: processes; 0 for all cores, 1 for none beside this one. More than one start a fresh
+        interpreter each, so that a calling script needs its `if __name__ == "__main__"`.
+
+    Returns:
+      The scores, in the order of the list, whatever `num_workers` is.
+
+    Raises:
+      UserError: files are missing, damaged or do not belong together, or an argument is none of the above.
+    """
+    metric_names = tuple(metric_names)
+    _require_scorable(metric_names, sample_rate, talkers, num_workers)
+    dataset = Dataset(data_folder, wav_list_folder, set_name, talkers, sample_rate)
+    systems = [_find_system(label, folder, source) for label, folder in folders.items()]
+    names = _mixture_names(systems, dataset)
+    for name in names:
+        for system in systems:
+            _require_files(system, name, dataset)
+    score_name = functools.partial(_score_utterance, systems, dataset, metric_names)
+    return Evaluation(dataset, systems, names, _map(score_name, names, num_workers))
+
+
+def evaluate_folder(folder: str, label: str = "estimates", **options) -> Evaluation:
+    """Scores one folder of estimates; `options` are those of `evaluate`."""
+    return evaluate({label: folder}, **options)
+
+
+def summarize(evaluation: Evaluation, oracle: str = "") -> dict:
+    """Means over utterances and talkers with their numbers of failures, ready for JSON.
+
+    Args:
+      evaluation: what `evaluate` returned.
+      oracle: label of the system whose frames were put in order with the references, if any; its SI-SDRi
+        is what perfect grouping would give.
+    """
+    systems = []
+    for label in evaluation.utterances[0]:
+        scored = [utterance[label] for utterance in evaluation.utterances]
+        columns = {m: np.concatenate([each.scores[m] for each in scored]) for m in scored[0].scores}
+        accuracies = {}
+        if any(each.frame_accuracy for each in scored):
+            accuracies = {
+                m: np.array([each.frame_accuracy.get(m, np.nan) for each in scored]) for m in FRAME_ACCURACIES
+            }
+        columns |= accuracies
+        systems.append(
+            {
+                "label": label,
+                "folder": next((s.folder for s in evaluation.systems if s.label == label), None),
+                "means": {metric: _mean(values) for metric, values in columns.items()},
+                "failures": {metric: int(np.isnan(values).sum()) for metric, values in columns.items()},
+            }
+        )
+    reported = {metric for system in systems for metric in system["means"]}
+    return {
+        "set": evaluation.dataset.set_name,
+        "talkers": evaluation.dataset.talkers,
+        "sample_rate": evaluation.dataset.sample_rate,
+        "utterances": len(evaluation.names),
+        "systems": systems,
+        "oracle_bound": _oracle_bound(systems, oracle),
+        "definitions": {m: text for m, text in metrics.DEFINITIONS.items() if m in reported},
+    }
+
+
+def format_table(summary: dict) -> str:
+    """The summary as plain text: the table, the oracle bound, and what every number means."""
+    metric_names = list(summary["definitions"])
+    rows = [["system", *(HEADINGS[m] for m in metric_names), "not scored"]]
+    for system in summary["systems"]:
+        cells = [_cell(metric, system["means"].get(metric)) for metric in metric_names]
+        failures = [f"{HEADINGS[m]} {count}" for m, count in system["failures"].items() if count]
+        rows.append([system["label"], *cells, ", ".join(failures) or "-"])
+    title = (
+        f"{summary['utterances']} mixtures of {summary['talkers']} talkers, set {summary['set']},"
+        f" {summary['sample_rate']} Hz; means over mixtures and talkers"
+    )
+    lines = [title, "", *_align(rows)]
+    if bound := summary["oracle_bound"]:
+        lines += ["", f"Oracle bound: {bound['si_sdri']:.2f} dB SI-SDRi ({bound['label']}, same mixtures)."]
+        for system in summary["systems"][1:]:
+            reached = system["means"]["si_sdri"]
+            if system["label"] != bound["label"] and reached is not None:
+                gap_db = bound["si_sdri"] - reached
+                side = "above" if gap_db < 0 else "below"
+                lines.append(f"{system['label']} reaches {reached:.2f} dB, {abs(gap_db):.2f} dB {side} it.")
+    lines += ["", "Outputs are in the order with the largest sum of SI-SDR. What the numbers mean:"]
+    meanings = [f"{HEADINGS[metric]}: {text}." for metric, text in summary["definitions"].items()]
+    meanings.append("not scored: values that are not defined (silent or unusable signals), not in the means.")
+    for meaning in meanings:
+        lines += textwrap.wrap(meaning, 100, initial_indent="  ", subsequent_indent="    ")
+    return "\n".join(lines) + "\n"
+
+
+def format_csv(evaluation: Evaluation) -> str:
+    """All scores as CSV: a line for every utterance, system and talker.
+
+    `output` is the number of the output matched to the talker, empty for the mixture.
+    """
+    scored = [each for utterance in evaluation.utterances for each in utterance.values()]
+    metric_names = list(scored[0].scores)
+    accuracies = FRAME_ACCURACIES if any(each.frame_accuracy for each in scored) else ()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["utterance", "system", "talker", "output", *metric_names, *accuracies])
+    for name, utterance in zip(evaluation.names, evaluation.utterances, strict=True):
+        for label, each in utterance.items():
+            for talker in range(evaluation.dataset.talkers):
+                output = each.outputs[talker] if each.outputs else ""
+                values = [each.scores[metric][talker] for metric in metric_names]
+                values += [each.frame_accuracy.get(metric, np.nan) for metric in accuracies]
+                numbers = [f"{value:.6f}" for value in values]
+                writer.writerow([name, label, f"s{talker + 1}", output, *numbers])
+    return text.getvalue()
+
+
+def write_report(evaluation: Evaluation, output_folder: str, oracle: str = "") -> str:
+    """Writes scores.csv, summary.json and table.txt; returns the text of the table."""
+    summary = summarize(evaluation, oracle)
+    table = format_table(summary)
+    write_text(os.path.join(output_folder, "scores.csv"), format_csv(evaluation))
+    write_text(os.path.join(output_folder, "summary.json"), json.dumps(summary, indent=2) + "\n")
+    write_text(os.path.join(output_folder, "table.txt"), table)
+    return table
+
+
+# Reading ----------------------------------------------------------------------------------------------
+
+
+class Signals(NamedTuple):
+    """One mixture as a system left it, float32."""
+
+    references: np.ndarray  # [talkers, samples]
+    estimates: np.ndarray  # [talkers, samples]
+    mixture: np.ndarray  # [samples]
+
+
+def read_bin(path: str, talkers: int = 2) -> Signals:
+    """Reads the .bin file of one mixture. Raises UserError if it is missing, cut short or has other rows."""
+    _require_whole_bin(path, talkers)
+    references, estimates, mixtures = np.split(np.fromfile(path, "<f4").reshape(3 * talkers, -1), 3)
+    # The one thing that tells a file cut at a multiple of the row count, or another number of talkers.
+    if not all(np.array_equal(mixtures[0], mixture) for mixture in mixtures):
+        raise UserError(
+            f"{path}: the last {talkers} of {3 * talkers} rows differ, each should be the mixture;"
+            f" the file is damaged or not of {talkers} talkers: write it again, or mend --talkers"
+        )
+    return Signals(references, estimates, mixtures[0])
+
+
+def _read_wavs(estimate_paths, reference_paths, mixture_path, sample_rate):
+    """Signals of one mixture from its wavs. Raises UserError if one cannot be used or lengths differ."""
+    mixture = read_mono(mixture_path, sample_rate)
+
+    def read(path):
+        samples = read_mono(path, sample_rate)
+        if len(samples) != len(mixture):
+            raise UserError(
+                f"{path}: {len(samples)} samples, {mixture_path} has {len(mixture)}; make the shorter again"
+            )
+        return samples
+
+    references = np.stack([read(path) for path in reference_paths])
+    estimates = np.stack([read(path) for path in estimate_paths])
+    return Signals(references, estimates, mixture)
+
+
+def _read(system, name, dataset):
+    """Signals of one mixture, from wherever the system keeps them."""
+    paths = system.paths(name, dataset.talkers)
+    if system.source == "bin":
+        return read_bin(*paths, dataset.talkers)
+    *reference_paths, mixture_path = _dataset_paths(name, dataset)
+    return _read_wavs(paths, reference_paths, mixture_path, dataset.sample_rate)
+
+
+def _require_same(name, systems, signals):
+    """Raises UserError unless all systems worked on the same mixture."""
+    for system, other in zip(systems[1:], signals[1:], strict=True):
+        for kind in ("references", "mixture"):
+            first, second = getattr(signals[0], kind), getattr(other, kind)
+            # One of them may have been through 16 bits.
+            if first.shape != second.shape or not np.allclose(first, second, rtol=0, atol=1e-4):
+                raise UserError(
+                    f"{name}: {systems[0].folder} and {system.folder} hold different {kind}"
+                    f" ({first.shape[-1]} and {second.shape[-1]} samples); score them in separate runs"
+                )
+
+
+def _require_scorable(metric_names, sample_rate, talkers, num_workers):
+    """Raises UserError for arguments that nothing can be scored with."""
+    for metric in metric_names:
+        if metric not in metrics.METRICS:
+            raise UserError(f"--metrics {metric}: should be some of {', '.join(metrics.METRICS)}")
+    if "pesq" in metric_names and sample_rate not in metrics.PESQ_MODES:
+        rates = " and ".join(map(str, metrics.PESQ_MODES))
+        raise UserError(
+            f"--sample_rate {sample_rate}: PESQ is defined at {rates} Hz; leave it out of --metrics"
+        )
+    if talkers < 1 or num_workers < 0:
+        raise UserError(f"--talkers {talkers} --num_workers {num_workers}: should be 1 and 0 at least")
+
+
+def _find_system(label, folder, source):
+    """System of a folder. Raises UserError if it holds no estimates."""
+    if label == MIXTURE:
+        raise UserError(f"--estimates {label}={folder}: {MIXTURE!r} is the row of the input; relabel it")
+    if source not in SOURCES:
+        raise UserError(f"--source {source}: should be one of {', '.join(SOURCES)}")
+    try:
+        files = os.listdir(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: {error.strerror}; --estimates takes folders, or label=folder") from error
+    endings = {"bin": ".bin", "wav": "_s1.wav"}
+    for kind, ending in endings.items():
+        if source in ("auto", kind) and any(file.endswith(ending) for file in files):
+            return System(label, folder, kind)
+    wanted = " or ".join(f"<name>{ending}" for kind, ending in endings.items() if source in ("auto", kind))
+    raise UserError(f"{folder}: holds no {wanted}; separate the set first, or mend --source")
+
+
+def _mixture_names(systems, dataset):
+    """Names to score: those of the list, or without one those of which any system has a .bin."""
+    if dataset.wav_list_folder:
+        return read_names(dataset.wav_list_folder, dataset.set_name, dataset.talkers)
+    names = set()
+    for system in systems:
+        if system.source == "wav":
+            raise UserError(
+                f"{system.folder}: wav estimates need --data_folder and --wav_list_folder, where the"
+                " references are"
+            )
+        names |= {file[: -len(".bin")] for file in os.listdir(system.folder) if file.endswith(".bin")}
+    return sorted(names)
+
+
+def _require_files(system, name, dataset):
+    """Raises UserError if a file of the mixture is missing or cut short, before hours are spent."""
+    if system.source == "bin":
+        _require_whole_bin(*system.paths(name, dataset.talkers), dataset.talkers)
+        return
+    for path in system.paths(name, dataset.talkers):
+        _require_estimate(path)
+    for path in _dataset_paths(name, dataset):
+        if not os.path.exists(path):
+            raise UserError(f"{path}: no such file; check --data_folder, or that the list belongs to it")
+
+
+def _require_whole_bin(path, talkers):
+    _require_estimate(path)
+    size, row_bytes = os.path.getsize(path), 4 * 3 * talkers
+    if size == 0 or size % row_bytes:
+        raise UserError(
+            f"{path}: {size} bytes are not {3 * talkers} equal rows of float32; the file is cut short or not"
+            f" of {talkers} talkers: write it again, or mend --talkers"
+        )
+
+
+def _require_estimate(path):
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file; separate the whole set, or take it out of the list")
+
+
+def _dataset_paths(name, dataset):
+    """Paths of s1, s2, ... and the mixture."""
+    if not dataset.data_folder:
+        raise UserError("--data_folder: missing; wav estimates are scored against the references in it")
+    paths = mixture_paths(
+        dataset.data_folder, dataset.set_name, name, dataset.talkers, sample_rate=dataset.sample_rate
+    )
+    return list(paths.values())
+
+
+# Scoring ----------------------------------------------------------------------------------------------
+
+
+def _score_utterance(systems, dataset, metric_names, name):
+    """{label: UtteranceScores} of one mixture, the unprocessed mixture first."""
+    signals = [_read(system, name, dataset) for system in systems]
+    _require_same(name, systems, signals)
+    references, _, mixture = signals[0]
+
+    def score(estimates):
+        return metrics.score(estimates, references, dataset.sample_rate, metric_names)
+
+    mixture_scores = score(np.tile(mixture, (dataset.talkers, 1)))
+    utterance = {MIXTURE: UtteranceScores((), metrics.with_improvements(mixture_scores, mixture_scores), {})}
+    for system, (_, estimates, _) in zip(systems, signals, strict=True):
+        order = metrics.best_permutation(estimates, references)
+        utterance[system.label] = UtteranceScores(
+            tuple(int(k) + 1 for k in order),
+            metrics.with_improvements(score(estimates[order]), mixture_scores),
+            _frame_accuracy(os.path.join(system.folder, f"{name}_assign.npz"), dataset.talkers),
+        )
+    return utterance
+
+
+def _frame_accuracy(path, talkers):
+    """{one of FRAME_ACCURACIES: share} of a saved assignment, {} if there is none."""
+    if not os.path.exists(path):
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            assign, oracle, weight = (saved[key] for key in ("assign", "oracle", "weight"))
+        shares = [metrics.frame_accuracy(assign, oracle, w, talkers) for w in (None, weight)]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: unusable ({error}); write it again or remove it") from error
+    return dict(zip(FRAME_ACCURACIES, shares, strict=True))
+
+
+def _map(function, names, num_workers):
+    """[function(name)], in order, by `num_workers` processes, with a progress bar."""
+    workers = min(num_workers or _cores(), len(names))
+    progress = functools.partial(tqdm, total=len(names), desc="scoring", unit="mixture")
+    if workers == 1:
+        return list(progress(map(function, names)))
+    # Fresh interpreters: forking a process in which TensorFlow has started threads can hang.
+    context = multiprocessing.get_context("spawn")
+    try:
+        with _one_thread_per_process(), ProcessPoolExecutor(workers, mp_context=context) as pool:
+            return list(progress(pool.map(function, names)))
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a scoring process was killed, probably for want of memory; give --num_workers below {workers}"
+        ) from error
+
+
+def _cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _one_thread_per_process():
+    """Keeps the linear algebra of processes started meanwhile to one thread each: cores are all taken."""
+    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+# Reporting --------------------------------------------------------------------------------------------
+
+
+def _mean(values):
+    """Mean of the values that are defined, None if there is none."""
+    defined = values[~np.isnan(values)]
+    # The last bits depend on the number of threads.
+    return round(float(defined.mean()), 6) if defined.size else None
+
+
+def _oracle_bound(systems, oracle):
+    """{"label", "si_sdri"} of the system `oracle`, None if it is not there or has no SI-SDRi."""
+    for system in systems:
+        if system["label"] == oracle and system["means"].get("si_sdri") is not None:
+            return {"label": oracle, "si_sdri": system["means"]["si_sdri"]}
+    return None
+
+
+def _cell(metric, mean):
+    if mean is None:
+        return "-"
+    if metric in FRAME_ACCURACIES:
+        return f"{100 * mean:.1f} %"
+    return f"{mean:.3f}" if metric == "estoi" else f"{mean:.2f}"
+
+
+def _align(rows):
+    """Rows of text as lines: first and last column to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *numbers, last in rows:
+        cells = [number.rjust(width) for number, width in zip(numbers, widths[1:-1], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells, last]))
+    return lines
+
+
+# Script -----------------------------------------------------------------------------------------------
+
+
+def define_flags():
+    """Defines the flags of the script; not at import, so that other scripts may use this module."""
+    flags.DEFINE_multi_string("estimates", [], "Folder of estimates, or label=folder; repeat for more rows.")
+    flags.DEFINE_string("data_folder", "", "References and mixtures, for wav estimates: holds 2speakers/.")
+    flags.DEFINE_string("wav_list_folder", "", "Holds mix_2_spk_min_tt_mix; if empty, all .bin files count.")
+    flags.DEFINE_string("set", "tt", "Set to score: tr, cv or tt.")
+    flags.DEFINE_string("output_folder", "", "Takes table.txt, scores.csv and summary.json.")
+    flags.DEFINE_list("metrics", list(DEFAULT_METRICS), f"Any of {', '.join(metrics.METRICS)}.")
+    flags.DEFINE_integer("num_workers", 0, "Processes; 0 for all cores.")
+    flags.DEFINE_integer("talkers", 2, "Talkers in every mixture.")
+    flags.DEFINE_integer("sample_rate", 8000, "Sample rate in Hz, which .bin files do not tell.")
+    flags.DEFINE_string("source", "auto", "bin or wav; auto takes .bin files where a folder has both.")
+    flags.DEFINE_string("oracle", "", "Label in oracle frame order; if empty, the one that says so.")
+
+
+def main(argv):
+    del argv
+    options = flags.FLAGS
+    if not options.output_folder:
+        raise UserError("--output_folder: missing; say where the scores go")
+    folders = _labelled_folders(options.estimates)
+    oracle = _oracle_label(folders, options.oracle)
+    make_writable_directory(options.output_folder)
+    evaluation = evaluate(
+        folders,
+        data_folder=options.data_folder,
+        wav_list_folder=options.wav_list_folder,
+        set_name=options.set,
+        talkers=options.talkers,
+        sample_rate=options.sample_rate,
+        metric_names=options.metrics,
+        source=options.source,
+        num_workers=options.num_workers,
+    )
+    print(write_report(evaluation, options.output_folder, oracle), end="")
+
+
+def _labelled_folders(texts):
+    """{label: folder} of the --estimates flags; a folder without a label is its own."""
+    if not texts:
+        raise UserError("--estimates: missing; give a folder of estimates, or label=folder")
+    folders = {}
+    for text in texts:
+        label, equals, folder = text.partition("=")
+        if not equals or os.path.isdir(text):  # a folder may have "=" in its name
+            label = folder = text
+        if label in folders:
+            raise UserError(f"--estimates {text}: the label {label!r} is there twice; give it another one")
+        folders[label] = folder
+    return folders
+
+
+def _oracle_label(labels, oracle):
+    """The label in oracle order: `oracle`, or the first that has the word in it, or ""."""
+    if oracle and oracle not in labels:
+        raise UserError(f"--oracle {oracle}: no such label; should be one of {', '.join(labels)}")
+    return oracle or next((label for label in labels if "oracle" in label.lower()), "")
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_script(main)

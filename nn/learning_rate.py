@@ -1,0 +1,158 @@
+"""Learning-rate rules and the arithmetic of epochs. A rule keeps its state in a LoopState."""
+
+import dataclasses
+import math
+
+from feat.files import UserError
+
+
+@dataclasses.dataclass
+class LoopState:
+    """Where a training run stands. Saved with every checkpoint.
+
+    Attributes:
+        step: the next step, counted from 1.
+        best_score, best_step: the best validation so far and the step before which it took place.
+        rate: learning rate.
+        validated_step: the last step before which validation took place.
+    """
+
+    step: int = 1
+    best_score: float = math.nan
+    best_step: int = 0
+    rate: float = 0.0
+    validated_step: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Epochs:
+    """How many steps a run has. Source: the loops of yuzhou-git/deep-casa.
+
+    Attributes:
+        examples: utterances (or segments) of the training set.
+        batch_size: global batch.
+        epochs: passes.
+        whole: count in whole epochs, as the original does with segments; otherwise it ends at the last step
+            before epochs * examples / batch_size, which is one short of whole epochs.
+    """
+
+    examples: int
+    batch_size: int
+    epochs: int
+    whole: bool = False
+
+    def __post_init__(self):
+        if self.examples < self.batch_size:
+            raise UserError(
+                f"{self.examples} training example(s) are fewer than --batch_size {self.batch_size};"
+                " lower it or lengthen the list"
+            )
+
+    @property
+    def steps(self):
+        """Steps in an epoch; what is left over is in no batch."""
+        return self.examples // self.batch_size
+
+    @property
+    def total(self):
+        """Number of the last step."""
+        if self.whole:
+            return self.epochs * self.steps
+        return max(1, math.ceil(self.epochs * self.examples / self.batch_size) - 1)
+
+    def starts(self, step):
+        """Whether an epoch starts with this step."""
+        return (step - 1) % self.steps == 0
+
+
+class OriginalRule:
+    """Deep CASA's: at the start of every third epoch the rate falls if the best validation is long ago.
+
+    Args:
+        epochs: Epochs.
+        rate: initial learning rate.
+        decay: factor.
+        patience: epochs since the best validation, 5.9 for stage 1, 3.9 for stage 2.
+    """
+
+    def __init__(self, epochs, rate, decay, patience):
+        self.epochs = epochs
+        self.initial = rate
+        self.decay = decay
+        examples = epochs.steps if epochs.whole else epochs.examples / epochs.batch_size
+        self.patience_steps = int(patience * examples)
+
+    def start_epoch(self, state):
+        """Called before an epoch's first step, after its validation."""
+        third = (state.step - 1) % (3 * self.epochs.steps) == 0 and state.step != 1
+        if third and state.step - state.best_step >= self.patience_steps:
+            state.rate *= self.decay
+
+    def rate(self, state):
+        """Learning rate of step `state.step`."""
+        return state.rate
+
+
+class AnnealedRule:
+    """Linear warm-up, then a half cosine or a straight line down to zero at the last step.
+
+    Args:
+        epochs: Epochs.
+        rate: highest learning rate.
+        shape: "cosine" or "linear".
+        warmup_steps: steps of the rise.
+    """
+
+    def __init__(self, epochs, rate, shape, warmup_steps=100):
+        self.total = epochs.total
+        self.initial = rate
+        self.shape = shape
+        self.warmup_steps = warmup_steps
+
+    def start_epoch(self, state):
+        """Nothing happens at epochs."""
+
+    def rate(self, state):
+        """Learning rate of step `state.step`."""
+        done = (state.step - 1) / self.total
+        fall = 0.5 * (1 + math.cos(math.pi * done)) if self.shape == "cosine" else 1 - done
+        state.rate = self.initial * fall * min(1.0, state.step / max(1, self.warmup_steps))
+        return state.rate
+
+
+def run_epochs(epochs, rule, state, *, train_step, validate, save, higher_is_better, save_steps=0, finish=True):
+    """The order of events of a training run.
+
+    Before each epoch's first step: validation, checkpoint, then the rule. A run that goes on from a
+    checkpoint does not validate again what the checkpoint was written after.
+
+    Args:
+        epochs: Epochs.
+        rule: OriginalRule or AnnealedRule.
+        state: LoopState, changed in place.
+        train_step: called with (step, rate).
+        validate: called with the step; gives the score.
+        save: called with the state, and whether it is the best so far.
+        save_steps: also save every so many steps; 0: at epochs only.
+        finish: validate and save after the last step too, which the original does not.
+    """
+
+    def judge():
+        score = float(validate(state.step))
+        better = score >= state.best_score if higher_is_better else score <= state.best_score
+        if better or math.isnan(state.best_score):
+            state.best_score, state.best_step = score, state.step
+        state.validated_step = state.step
+        save(state, state.best_step == state.step)
+
+    while state.step <= epochs.total:
+        if epochs.starts(state.step):
+            if state.validated_step != state.step:
+                judge()
+            rule.start_epoch(state)
+        train_step(state.step, rule.rate(state))
+        state.step += 1
+        if save_steps and (state.step - 1) % save_steps == 0 and not epochs.starts(state.step):
+            save(state, False)
+    if finish and state.validated_step != state.step:
+        judge()

@@ -1,0 +1,231 @@
+"""Sequential grouping, the second stage of Deep CASA: which estimate of a frame belongs to which talker.
+
+    python nn/seq_group.py --is_deploy 0                        trains on the stage-1 estimates beside the features
+    python nn/seq_group.py --is_deploy 1 --resume_model PREFIX  separates tt: exp/<exp_name>/output_tt/files
+
+With --on_the_fly or --dynamic_mixing the estimates are computed from --simul_model, the trained first stage,
+and no file of estimates is needed.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+from keras import ops
+from tqdm import tqdm
+
+from feat import dataset
+from feat.feat_gen import read_mixture
+from feat.files import UserError, run_script
+from feat.stft import istft
+from models import grouping, losses
+from models.dense_unet import leading_frames, output_size
+from nn import checkpoint, clustering, deep_casa, learning_rate, summaries, train
+from nn.optimizers import make_optimizer
+
+FLAGS = flags.FLAGS
+
+
+class SequentialGroupingObjective:
+    """Objective of the second stage: embeddings of frames whose order agrees should agree.
+
+    Args:
+        model: SequentialGrouping.
+        parity: the logged cost averages over padding too, as in the original.
+        simul_model: trained DenseUNet that makes the estimates of batches that hold none.
+    """
+
+    def __init__(self, model, parity=False, simul_model=None):
+        self.model = model
+        self.parity = parity
+        self.simul_model = simul_model
+
+    def estimates(self, batch):
+        """Unordered estimates of the first stage, [B, C, T, F, 2]."""
+        if "estimates" in batch:
+            return batch["estimates"]
+        return ops.stop_gradient(self.simul_model(batch["mixture"], training=False))
+
+    def embed(self, batch, training=False):
+        """(estimates, costs [B, T, C!], embeddings [B, T, embeddings a frame, D])."""
+        estimates = self.estimates(batch)
+        size = 2 * output_size(self.model.bins, self.model.scales)
+        costs = losses.frame_costs(estimates, batch["sources"], size)
+        return estimates, costs, self.model((batch["mixture"], estimates), training=training)
+
+    def __call__(self, batch, training=False):
+        """(loss [batch], {"cost": [batch]})."""
+        estimates, costs, embeddings = self.embed(batch, training)
+        # Padding has no weight of its own: its estimates and references are 0.
+        mask = None if self.parity else losses.frame_mask(batch["frames"], ops.shape(costs)[1])
+        assignment, weights = losses.grouping_targets(costs, mask)
+        labels = grouping.embedding_labels(assignment, self.model.talkers)
+        batch_size, frames, per_frame, _ = ops.shape(embeddings)
+        rows = (batch_size, frames * per_frame)
+        loss = losses.grouping_loss(
+            ops.reshape(embeddings, (*rows, -1)),
+            ops.reshape(labels, (*rows, -1)),
+            ops.repeat(weights, per_frame, axis=1),
+        )
+        leading = leading_frames(frames, self.model.scales, self.model.causal) if self.parity else None
+        return loss, {"cost": losses.mean_frame_cost(costs, batch["frames"], leading)}
+
+
+def make_objective(model):
+    """The objective that the flags ask for."""
+    if not FLAGS.simul_model:
+        if FLAGS.on_the_fly or FLAGS.dynamic_mixing:
+            raise UserError(
+                "--on_the_fly and --dynamic_mixing need --simul_model, the checkpoint of the trained first stage"
+            )
+        return SequentialGroupingObjective(model, FLAGS.parity)
+    simul_model = deep_casa.load_dense_unet(FLAGS.simul_model)
+    return SequentialGroupingObjective(model, FLAGS.parity, simul_model)
+
+
+def train_stage():
+    """--is_deploy 0"""
+    strategy = train.make_strategy()
+    with strategy.scope():
+        train.seed_everything(FLAGS.seed)
+        model = deep_casa.make_grouping(tap_keep=FLAGS.keep_prob)
+        objective = make_objective(model)
+        optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate, beta_2=FLAGS.beta_2)
+    data = deep_casa.TrainingData(with_estimates=not FLAGS.on_the_fly)
+    epochs = learning_rate.Epochs(data.examples, FLAGS.batch_size, FLAGS.epoch)
+    task = train.Task(
+        system="sequential_grouping",
+        model=model,
+        optimizer=optimizer,
+        objective=objective,
+        training_batches=data.training_batches,
+        validation_batches=data.validation_batches,
+        epochs=epochs,
+        rule=train.rule_from_flags(epochs, patience=3.9),
+        score="loss",
+        higher_is_better=False,
+        worst_score=1000.0,
+        config=deep_casa.config_of_flags(),
+        pictures=summaries.SeparationPictures(
+            data.validation.first(FLAGS.pictures), data.validation_batches, Decoder(objective, FLAGS.seed)
+        ),
+    )
+    train.train(task, train.options_from_flags(strategy))
+
+
+class Decoder:
+    """Network, clustering and inverse STFT of one utterance.
+
+    Args:
+        objective: SequentialGroupingObjective.
+        seed: of the k-means.
+    """
+
+    def __init__(self, objective, seed=0):
+        self.objective = objective
+        self.seed = seed
+        self.clustering = grouping.OnlineClustering(objective.model.talkers)
+        self._functions = {}
+
+    def assignment(self, mixture, estimates, embeddings):
+        """Permutation index of every frame, [frames].
+
+        Args:
+            mixture: [frames, bins, 2].
+            estimates: [talkers, frames, bins, 2].
+            embeddings: [frames, embeddings a frame, D].
+        """
+        if not self.objective.model.causal:
+            return clustering.whole_file_assignment(embeddings, estimates, self.seed)
+        energies = np.sum(np.square(mixture), axis=(-2, -1))
+        return self._online(tf.constant(embeddings), tf.constant(energies)).numpy()
+
+    @property
+    def _online(self):
+        def online(embeddings, energies):
+            state = self.clustering.initial_state(embeddings.shape[-1])
+            return self.clustering.assign(state, embeddings, energies)[1]
+
+        if "online" not in self._functions:
+            per_frame, dimension = self.objective.model.per_frame, self.objective.model.embedding_dim
+            self._functions["online"] = tf.function(
+                online,
+                input_signature=[
+                    tf.TensorSpec([None, per_frame, dimension], tf.float32),
+                    tf.TensorSpec([None], tf.float32),
+                ],
+            )
+        return self._functions["online"]
+
+    def __call__(self, batch):
+        """Decodes a batch of one utterance.
+
+        Returns:
+            dict of NumPy arrays: estimates in talker order [C, T, F, 2], assign [T], oracle [T] and
+            weight [T], the weight of the frame in the objective.
+        """
+        if "embed" not in self._functions:
+
+            @tf.function(input_signature=[dataset.free_lengths(batch)])
+            def embed(batch):
+                estimates, costs, embeddings = self.objective.embed(batch)
+                oracle, weights = losses.grouping_targets(costs)
+                return estimates[0], embeddings[0], oracle[0], weights[0]
+
+            self._functions["embed"] = embed
+        estimates, embeddings, oracle, weight = (x.numpy() for x in self._functions["embed"](batch))
+        assign = self.assignment(batch["mixture"][0].numpy(), estimates, embeddings)
+        return {
+            "unordered": estimates,
+            "estimates": clustering.permute(estimates, assign),
+            "assign": assign.astype(np.int32),
+            "oracle": oracle.astype(np.int32),
+            "weight": weight,
+        }
+
+
+def to_signals(spectra, samples, fft_size, hop_size, parity):
+    """Real and imaginary [C, T, F, 2] -> [C, samples] by the inverse STFT in double precision."""
+    return istft(spectra[..., 0] + 1j * spectra[..., 1], samples, fft_size, hop_size, parity)
+
+
+def infer():
+    """--is_deploy 1: separates the tt list."""
+    prefix = deep_casa.checkpoint_to_use()
+    model = deep_casa.make_grouping(prefix)
+    checkpoint.load_for_inference(prefix, "sequential_grouping", model)
+    objective = make_objective(model)
+    decode = Decoder(objective, FLAGS.seed)
+    with_estimates = not FLAGS.on_the_fly
+    utterances = deep_casa.utterances_to_infer("tt", with_estimates)
+    output = deep_casa.OutputFolder(f"exp/{FLAGS.exp_name}/output_tt/files", utterances.settings)
+    batches = dataset.evaluation_batches(utterances, with_estimates, FLAGS.on_the_fly)
+    for name, batch in zip(tqdm(utterances.names, desc="separate", unit="mixture"), batches):
+        signals = read_mixture(utterances.settings, "tt", name)
+        decoded = decode(batch)
+        outputs = to_signals(
+            decoded["estimates"], signals.shape[1], FLAGS.fft_size, FLAGS.hop_size, FLAGS.parity
+        )
+        arrays = {key: decoded[key] for key in ("assign", "oracle", "weight")}
+        output.write(name, signals, outputs, **arrays)
+    output.finish(len(utterances))
+
+
+def main(_):
+    keras.config.set_image_data_format("channels_last")
+    if FLAGS.is_deploy == "2":
+        raise UserError("--is_deploy 2: the second stage exports nothing; use 0 or 1")
+    {"0": train_stage, "1": infer}[FLAGS.is_deploy]()
+
+
+if __name__ == "__main__":
+    deep_casa.define_flags(learning_rate=2.5e-4, lr_decay=0.93)
+    flags.DEFINE_float("keep_prob", 0.7, "probability of keeping each outer tap of the dilated filters", 0.0, 1.0)
+    flags.DEFINE_integer("n_tcn_block", 4, "series of dilated blocks", lower_bound=1)
+    flags.DEFINE_integer("n_dilation_each_block", 7, "dilated blocks in a series", lower_bound=1)
+    flags.DEFINE_integer("n_dilated_units", 512, "channels of a dilated block", lower_bound=1)
+    flags.DEFINE_integer("n_bottle", 256, "channels between dilated blocks", lower_bound=1)
+    flags.DEFINE_integer("embedding_dim", 40, "size of an embedding", lower_bound=1)
+    flags.DEFINE_float("beta_2", 0.9, "of Adam", 0.0, 1.0)
+    flags.DEFINE_string("simul_model", "", "checkpoint of the first stage, to make its estimates with")
+    run_script(main)

@@ -1,0 +1,244 @@
+"""Simultaneous grouping, the first stage of Deep CASA: the spectra of the talkers, frame by frame.
+
+    python nn/simul_group.py --is_deploy 0                       trains; the same command goes on
+    python nn/simul_group.py --is_deploy 1 --resume_model PREFIX  separates tt with the frame order that the
+                                                                 clean references choose: an upper bound
+    python nn/simul_group.py --is_deploy 2 --resume_model PREFIX  writes <name>_simul_est.npy for stage 2
+
+PREFIX is a checkpoint of ours, `best` beside it, or one of the original code.
+"""
+
+import hashlib
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+from keras import ops
+from tqdm import tqdm
+
+from feat import cache, dataset
+from feat.feat_gen import read_mixture, settings_from_flags
+from feat.files import UserError, make_writable_directory, require_free_bytes, run_script, write_text
+from feat.lists import SETS
+from models import losses, spectral
+from models.dense_unet import frequency_padding, leading_frames, output_size
+from nn import checkpoint, deep_casa, learning_rate, summaries, train
+from nn.optimizers import make_optimizer
+
+FLAGS = flags.FLAGS
+
+
+class SimultaneousGrouping:
+    """Objective of the first stage: the SNR of the estimates after choosing their order.
+
+    Args:
+        model: DenseUNet.
+        fft_size, hop_size: samples.
+        pit: "frame" chooses the order in every frame (tPIT), "utterance" once (uPIT).
+        parity: the window sum of the inverse STFT counts padding frames and is not held away from zero,
+            and the logged cost averages over padding too, as in the original.
+    """
+
+    def __init__(self, model, fft_size=256, hop_size=64, pit="frame", parity=False):
+        self.model = model
+        self.fft_size = fft_size
+        self.hop_size = hop_size
+        self.pit = pit
+        self.parity = parity
+
+    def frame_costs(self, estimates, sources):
+        """[batch, frames, talkers!]; the mean counts the dummy bins of the original."""
+        return losses.frame_costs(estimates, sources, 2 * output_size(self.model.bins, self.model.scales))
+
+    def separate(self, batch, training=False):
+        """Estimates, their best order in each frame, and signals in talker order.
+
+        Returns:
+            (estimates [B, C, T, F, 2], costs [B, T, C!], signals [B, C, samples]).
+        """
+        estimates = self.model(batch["mixture"], training=training)
+        costs = self.frame_costs(estimates, batch["sources"])
+        ordered = estimates
+        if self.pit == "frame":
+            ordered = losses.permute_frames(estimates, losses.frame_assignment(costs))
+        return estimates, costs, self.to_signals(ordered, batch["frames"])
+
+    def to_signals(self, spectra, frames):
+        """[B, C, T, F, 2] -> [B, C, samples]."""
+        if self.parity:
+            return spectral.istft(
+                spectra, self.fft_size, self.hop_size, frames_before=self.leading(spectra[:, 0]), parity=True
+            )
+        mask = losses.frame_mask(frames, ops.shape(spectra)[2])
+        return spectral.istft(spectra, self.fft_size, self.hop_size, frame_mask=mask)
+
+    def leading(self, x):
+        """In parity, how many zero frames the original puts before x [batch, frames, ...]; else None."""
+        if self.parity:
+            return leading_frames(ops.shape(x)[1], self.model.scales, self.model.causal)
+
+    def __call__(self, batch, training=False):
+        """(loss [batch], {"snr": [batch] dB, "cost": [batch]})."""
+        _, costs, signals = self.separate(batch, training)
+        if self.pit == "frame":
+            snr = ops.mean(losses.snr(signals, batch["waveforms"]), axis=-1)
+        else:
+            snr = losses.utterance_pit_snr(signals, batch["waveforms"])
+        return -snr, {"snr": snr, "cost": losses.mean_frame_cost(costs, batch["frames"], self.leading(costs))}
+
+
+class OracleDecoder:
+    """Estimates of one utterance in the order that its references choose, as NumPy arrays."""
+
+    def __init__(self, objective):
+        self.objective = objective
+        self._separate = None
+
+    def __call__(self, batch):
+        """Batch of one utterance -> {"unordered", "estimates": [C, T, F, 2], "signals": [C, samples]}."""
+        if self._separate is None:
+
+            @tf.function(input_signature=[dataset.free_lengths(batch)])
+            def separate(batch):
+                estimates, costs, signals = self.objective.separate(batch)
+                ordered = losses.permute_frames(estimates, losses.frame_assignment(costs))
+                return {"unordered": estimates[0], "estimates": ordered[0], "signals": signals[0]}
+
+            self._separate = separate
+        return {key: value.numpy() for key, value in self._separate(batch).items()}
+
+
+def make_objective(model):
+    """The objective that the flags ask for."""
+    return SimultaneousGrouping(model, FLAGS.fft_size, FLAGS.hop_size, FLAGS.pit, FLAGS.parity)
+
+
+def train_stage():
+    """--is_deploy 0"""
+    segment_frames = FLAGS.batch_frames if FLAGS.causal and not FLAGS.dynamic_mixing else 0
+    data = deep_casa.TrainingData(segment_frames=segment_frames)
+    strategy = train.make_strategy()
+    with strategy.scope():
+        train.seed_everything(FLAGS.seed)
+        model = deep_casa.make_dense_unet(keep_prob=FLAGS.keep_prob)
+        optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate)
+    epochs = learning_rate.Epochs(data.examples, FLAGS.batch_size, FLAGS.epoch, whole=bool(segment_frames))
+    objective = make_objective(model)
+    task = train.Task(
+        system="dense_unet",
+        model=model,
+        optimizer=optimizer,
+        objective=objective,
+        training_batches=data.training_batches,
+        validation_batches=data.validation_batches,
+        epochs=epochs,
+        rule=train.rule_from_flags(epochs, patience=5.9),
+        score="snr",
+        higher_is_better=True,
+        worst_score=-100.0,
+        config=deep_casa.config_of_flags(),
+        pictures=summaries.SeparationPictures(
+            data.validation.first(FLAGS.pictures), data.validation_batches, OracleDecoder(objective)
+        ),
+    )
+    train.train(task, train.options_from_flags(strategy))
+
+
+def load_model():
+    """The trained model and its objective, for inference."""
+    prefix = deep_casa.checkpoint_to_use()
+    model = deep_casa.make_dense_unet(prefix)
+    checkpoint.load_for_inference(prefix, "dense_unet", model)
+    return prefix, make_objective(model)
+
+
+def infer():
+    """--is_deploy 1: separates the tt list."""
+    _, objective = load_model()
+    utterances = deep_casa.utterances_to_infer("tt")
+    folder = "oracle_order" if FLAGS.pit == "frame" else "files"
+    output = deep_casa.OutputFolder(f"exp/{FLAGS.exp_name}/output_tt/{folder}", utterances.settings)
+    batches = dataset.evaluation_batches(utterances, from_wavs=FLAGS.on_the_fly)
+    decode = OracleDecoder(objective)
+    for name, batch in zip(tqdm(utterances.names, desc="separate", unit="mixture"), batches):
+        signals = read_mixture(utterances.settings, "tt", name)
+        output.write(name, signals, deep_casa.fit_length(decode(batch)["signals"], signals.shape[1]))
+    output.finish(len(utterances))
+
+
+def export():
+    """--is_deploy 2: writes the unordered estimates of tr, cv and tt beside the features."""
+    prefix, objective = load_model()
+    model = objective.model
+    settings = settings_from_flags()
+    sets = {name: deep_casa.utterances_to_infer(name) for name in FLAGS.export_sets}
+    marker = os.path.join(settings.feat_folder, "simul_est.txt")
+    source = _fingerprint(prefix)
+    if not os.path.exists(marker) or open(marker, encoding="utf-8").read() != source:
+        # Estimates of another checkpoint must not be taken for ours.
+        for set_name, utterances in sets.items():
+            for name in utterances.names:
+                path = cache.estimate_path(settings.feat_folder, set_name, name)
+                if os.path.exists(path):
+                    os.remove(path)
+        write_text(marker, source)
+    _, (before, after) = frequency_padding(model.bins, model.scales)
+    rows = model.bins + before + after
+
+    def shape(frames):
+        leading = leading_frames(int(frames), model.scales, model.causal)
+        return (model.talkers, int(frames) + leading, 2 * rows)
+
+    todo = {
+        set_name: [
+            (name, frames)
+            for name, frames in zip(utterances.names, utterances.frames)
+            if cache.array_shape(cache.estimate_path(settings.feat_folder, set_name, name)) != shape(frames)
+        ]
+        for set_name, utterances in sets.items()
+    }
+    needed = sum(4 * int(np.prod(shape(frames))) for items in todo.values() for _, frames in items)
+    count = sum(map(len, todo.values()))
+    print(f"{settings.feat_folder}: {count} estimates to write, {needed / 1e9:.2f} GB")
+    require_free_bytes(settings.feat_folder, needed, "the estimates")
+    for set_name, items in todo.items():
+        if not items:
+            continue
+        make_writable_directory(os.path.join(settings.feat_folder, set_name))
+        missing = dataset.Utterances(
+            settings, set_name, [name for name, _ in items], np.array([frames for _, frames in items])
+        )
+        batches = dataset.evaluation_batches(missing, from_wavs=FLAGS.on_the_fly)
+        forward = tf.function(
+            lambda batch: model(batch["mixture"]), input_signature=[batches.element_spec]
+        )
+        for name, batch in zip(tqdm(missing.names, desc=f"export {set_name}", unit="mixture"), batches):
+            estimates = forward(batch)[0].numpy()  # [C, T, F, 2]
+            leading = leading_frames(estimates.shape[1], model.scales, model.causal)
+            padded = np.pad(estimates, [(0, 0), (leading, 0), (before, after), (0, 0)])
+            path = cache.estimate_path(settings.feat_folder, set_name, name)
+            cache.write_array(path, padded.reshape(*padded.shape[:2], -1))
+    print(f"{settings.feat_folder}: estimates of {prefix} are complete")
+
+
+def _fingerprint(prefix):
+    """Name and contents' hash of a checkpoint."""
+    with open(checkpoint.resolve(prefix) + checkpoint.INDEX, "rb") as file:
+        return f"{checkpoint.resolve(prefix)} {hashlib.sha256(file.read()).hexdigest()}\n"
+
+
+def main(_):
+    keras.config.set_image_data_format("channels_last")
+    {"0": train_stage, "1": infer, "2": export}[FLAGS.is_deploy]()
+
+
+if __name__ == "__main__":
+    deep_casa.define_flags(learning_rate=1e-4, lr_decay=0.84)
+    flags.DEFINE_integer("n_channels", 64, "feature maps", lower_bound=1)
+    flags.DEFINE_float("keep_prob", 0.5, "1 - drop-out before each down-sampling, not causal only", 0.0, 1.0)
+    flags.DEFINE_integer("batch_frames", 200, "frames of a training segment, causal only", lower_bound=1)
+    flags.DEFINE_enum("pit", "frame", ["frame", "utterance"], "choose the order in every frame, or once: uPIT")
+    flags.DEFINE_list("export_sets", list(SETS), "sets whose estimates --is_deploy 2 writes")
+    run_script(main)

@@ -1,0 +1,122 @@
+"""What people would rather look at: spectrograms, masks and frame assignments, in TensorBoard and as PNG."""
+
+import io
+import os
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import tensorflow as tf
+from matplotlib import pyplot as plt
+
+from feat.files import atomic_path
+from feat.stft import istft
+
+RANGE_DB = 60.0
+
+
+def magnitude_db(spectra):
+    """Real and imaginary parts [..., 2] -> dB below the largest value of the whole array."""
+    magnitude = np.hypot(spectra[..., 0], spectra[..., 1])
+    return 20 * np.log10(np.maximum(magnitude / max(magnitude.max(), 1e-12), 10 ** (-RANGE_DB / 20)))
+
+
+def separation_figure(title, settings, mixture, references, estimates, unordered=None, assign=None, oracle=None):
+    """Spectrograms of a mixture, its talkers and their estimates, one column a talker.
+
+    Args:
+        title: of the figure.
+        settings: FeatureSettings, for the axes.
+        mixture: [frames, bins, 2].
+        references, estimates: [talkers, frames, bins, 2].
+        unordered: estimates as the first stage gave them; their masks are drawn.
+        assign, oracle: [frames] indices of the chosen permutation and the one that the references choose.
+
+    Returns:
+        matplotlib figure.
+    """
+    talkers = len(references)
+    rows = [("mixture", [mixture] * talkers), ("talker", references), ("estimate", estimates)]
+    height = len(rows) + (unordered is not None) + (0.5 if assign is not None else 0)
+    ratios = [1] * (len(rows) + (unordered is not None)) + ([0.4] if assign is not None else [])
+    figure, axes = plt.subplots(
+        len(ratios), talkers, figsize=(5 * talkers, 1.8 * height), squeeze=False, sharex=True,
+        height_ratios=ratios, layout="constrained",
+    )
+    seconds = mixture.shape[0] * settings.hop_size / settings.sample_rate
+    extent = (0, seconds, 0, settings.sample_rate / 2000)
+    options = dict(origin="lower", aspect="auto", extent=extent, interpolation="nearest")
+    for row, (name, spectra) in enumerate(rows):
+        for column in range(talkers):
+            axes[row, column].imshow(magnitude_db(spectra[column]).T, cmap="magma", vmin=-RANGE_DB, vmax=0, **options)
+            axes[row, column].set_title(name if name == "mixture" else f"{name} {column + 1}", fontsize=9)
+    if unordered is not None:
+        loudness = np.hypot(mixture[..., 0], mixture[..., 1])
+        for column in range(talkers):
+            mask = np.hypot(unordered[column, ..., 0], unordered[column, ..., 1]) / np.maximum(loudness, 1e-8)
+            axes[len(rows), column].imshow(mask.T, cmap="viridis", vmin=0, vmax=1.5, **options)
+            axes[len(rows), column].set_title(f"mask {column + 1}, frames unordered", fontsize=9)
+    if assign is not None:
+        times = np.arange(len(assign)) * settings.hop_size / settings.sample_rate
+        for axis, (name, order) in zip(axes[-1], (("assignment", assign), ("oracle", oracle))):
+            axis.step(times, order, where="post", linewidth=0.8)
+            axis.set_title(name, fontsize=9)
+            axis.set_yticks(range(int(max(np.max(assign), np.max(oracle), 1)) + 1))
+    for axis in axes[:, 0]:
+        axis.set_ylabel("kHz", fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("s", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def figure_pixels(figure):
+    """PNG bytes of a figure, which is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+class SeparationPictures:
+    """Draws and plays a few fixed validation mixtures; called inside the default summary writer.
+
+    Args:
+        utterances: feat.dataset.Utterances to show.
+        batches: () -> dataset of single utterances that starts with them.
+        decode: batch -> dict with `estimates` [C, T, F, 2] in talker order and, if there are any,
+            `unordered`, `assign`, `oracle`.
+    """
+
+    def __init__(self, utterances, batches, decode):
+        self.utterances = utterances
+        self.batches = batches
+        self.decode = decode
+
+    def __call__(self, folder, step):
+        """Writes summaries for TensorBoard, and PNGs into `folder`, over those of earlier steps."""
+        settings = self.utterances.settings
+        if not len(self.utterances):
+            return
+        for name, batch in zip(self.utterances.names, self.batches().take(len(self.utterances))):
+            decoded = self.decode(batch)
+            mixture, references = batch["mixture"][0].numpy(), batch["sources"][0].numpy()
+            shown = {key: decoded.get(key) for key in ("unordered", "assign", "oracle")}
+            figure = separation_figure(
+                f"{name}, step {step}", settings, mixture, references, decoded["estimates"], **shown
+            )
+            png = figure_pixels(figure)
+            with atomic_path(os.path.join(folder, name + ".png")) as temporary, open(temporary, "wb") as file:
+                file.write(png)
+            tf.summary.image(f"separation/{name}", tf.io.decode_png(png, 3)[None], step)
+            heard = {"mixture": mixture}
+            heard |= {f"talker_{i + 1}": x for i, x in enumerate(references)}
+            heard |= {f"estimate_{i + 1}": x for i, x in enumerate(decoded["estimates"])}
+            for what, spectra in heard.items():
+                signal = istft(
+                    spectra[..., 0] + 1j * spectra[..., 1], None, settings.fft_size, settings.hop_size, parity=False
+                )
+                signal = (signal / max(1.0, np.max(np.abs(signal)))).astype(np.float32)
+                tf.summary.audio(f"{name}/{what}", signal[None, :, None], settings.sample_rate, step)

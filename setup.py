@@ -1,0 +1,28 @@
+"""Install with `pip install -e .`, or let run.sh do it."""
+
+from setuptools import setup
+
+corpus = ["espeakng-loader==0.2.4"]
+metrics = ["fast-bss-eval>=0.1.4", "pystoi>=0.4.1"]
+
+setup(
+    name="deep-casa",
+    version="0.1.0",
+    description="Deep CASA speaker separation for TensorFlow 2 and Keras 3",
+    python_requires=">=3.11",
+    packages=["feat", "models", "nn"],
+    install_requires=[
+        "tensorflow>=2.21",
+        "keras>=3.15",
+        "absl-py",
+        "matplotlib",
+        "numpy",
+        "pesq",
+        "scipy",
+        "soundfile",
+        "tensorboard",
+        "tqdm",
+        *metrics,
+    ],
+    extras_require={"corpus": corpus, "test": ["pytest", *corpus]},
+)

@@ -1,0 +1,98 @@
+"""Lists of mixtures: reading what was published, writing what reads back, refusing what is broken."""
+
+import pytest
+
+from feat import lists
+from feat.files import UserError
+from feat.lists import MixtureLine
+
+PUBLISHED = "wsj0/si_tr_s/01t/01to030v.wav 0.76421 wsj0/si_tr_s/20g/20ga010m.wav -0.76421 \n"
+
+
+def write(folder, name, text):
+    (folder / name).write_text(text)
+    return folder
+
+
+def refusal(call, *arguments):
+    with pytest.raises(UserError) as refused:
+        call(*arguments)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_published_line(tmp_path):
+    folder = write(tmp_path, "mix_2_spk_tr.txt", PUBLISHED)
+    (line,) = lists.read_mixture_lines(folder, "tr")
+    assert line.paths == ("wsj0/si_tr_s/01t/01to030v.wav", "wsj0/si_tr_s/20g/20ga010m.wav")
+    assert line.gains_db == ("0.76421", "-0.76421")
+    assert line.name == "01to030v_0.76421_20ga010m_-0.76421"
+
+
+def test_names_of_tiny_gains_and_third_talkers():
+    line = MixtureLine(("a/x.wav", "b/y.wav", "c/z.wav"), ("6.9829e-05", "-6.9829e-05", "0"))
+    assert line.name == "x_6.9829e-05_y_-6.9829e-05_z_0"
+
+
+def test_written_lists_read_back(tmp_path):
+    lines = [
+        MixtureLine(("a/x.wav", "b/y.wav"), ("1.5", "-1.5")),
+        MixtureLine(("b/y.wav", "a/z.wav"), ("-0.25", "0.25")),
+    ]
+    lists.write_mixture_lines(tmp_path, "cv", lines)
+    lists.write_name_lists(tmp_path, "cv", lines)
+    assert lists.read_mixture_lines(tmp_path, "cv") == lines
+    assert lists.read_names(tmp_path, "cv") == ["x_1.5_y_-1.5", "y_-0.25_z_0.25"]
+    assert (tmp_path / "mix_2_spk_min_cv_mix").read_text() == "x_1.5_y_-1.5\ny_-0.25_z_0.25\n"
+    assert (tmp_path / "mix_2_spk_min_cv_1").read_text() == "a/x.wav\nb/y.wav\n"
+    assert (tmp_path / "mix_2_spk_min_cv_2").read_text() == "b/y.wav\na/z.wav\n"
+
+
+def test_line_ends_of_other_systems_and_blank_lines(tmp_path):
+    (tmp_path / "mix_3_spk_max_tt_mix").write_bytes(b"a_1_b_-1\r\n\r\nc_1_d_-1")
+    assert lists.read_names(tmp_path, "tt", talkers=3, mode="max") == ["a_1_b_-1", "c_1_d_-1"]
+
+
+def test_missing_and_empty_lists_are_named(tmp_path):
+    assert "mix_2_spk_min_tr_mix: no such list" in refusal(lists.read_names, tmp_path, "tr")
+    assert "mix_2_spk_tr.txt: no such list" in refusal(lists.read_mixture_lines, tmp_path, "tr")
+    write(tmp_path, "mix_2_spk_min_tr_mix", "\n\n")
+    assert "empty" in refusal(lists.read_names, tmp_path, "tr")
+
+
+@pytest.mark.parametrize("bad", ["a.wav", "folder/a", "two words", "a\tb"])
+def test_a_line_that_is_no_bare_name(tmp_path, bad):
+    write(tmp_path, "mix_2_spk_min_tr_mix", f"good\n{bad}\n")
+    assert "line 2" in refusal(lists.read_names, tmp_path, "tr")
+
+
+def test_a_name_that_is_there_twice(tmp_path):
+    write(tmp_path, "mix_2_spk_min_tr_mix", "a\nb\na\n")
+    message = refusal(lists.read_names, tmp_path, "tr")
+    assert "line 3" in message
+    assert "line 1" in message
+
+
+@pytest.mark.parametrize(
+    "bad", ["a.wav 1.0 b.wav", "a.wav 1 b.wav -1 c.wav 0", "a.wav loud b.wav -1", "a.wav nan b.wav 1"]
+)
+def test_a_malformed_recipe(tmp_path, bad):
+    write(tmp_path, "mix_2_spk_tr.txt", PUBLISHED + bad + "\n")
+    assert "line 2" in refusal(lists.read_mixture_lines, tmp_path, "tr")
+
+
+def test_a_binary_file_is_no_list(tmp_path):
+    (tmp_path / "mix_2_spk_min_tr_mix").write_bytes(b"\xff\xfe\x80abc")
+    assert "not a text file" in refusal(lists.read_names, tmp_path, "tr")
+
+
+def test_where_the_wavs_of_a_name_lie():
+    paths = lists.mixture_paths("data", "tr", "x_1_y_-1")
+    assert paths == {
+        "s1": "data/2speakers/wav8k/min/tr/s1/x_1_y_-1.wav",
+        "s2": "data/2speakers/wav8k/min/tr/s2/x_1_y_-1.wav",
+        "mix": "data/2speakers/wav8k/min/tr/mix/x_1_y_-1.wav",
+    }
+    three = lists.mixture_paths("data", "tt", "n", talkers=3, sample_rate=16000, mode="max")
+    assert list(three) == ["s1", "s2", "s3", "mix"]
+    assert three["s3"] == "data/3speakers/wav16k/max/tt/s3/n.wav"
