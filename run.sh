@@ -6,6 +6,7 @@
 # Deep CASA alone. PYTHON chooses the interpreter that makes .venv.
 set -euo pipefail
 cd "$(dirname "$0")"
+export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 
 fail() {
   echo "error: $*" >&2

@@ -1,0 +1,126 @@
+"""Pseudo speech, and tiny corpora of it in the layout of WSJ0-2mix."""
+
+import itertools
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+
+import numpy as np
+
+from feat.audio import write_pcm16
+from feat.lists import mixture_paths, names_path, source_names
+
+ROOT = pathlib.Path(__file__).parent.parent
+RATE = 8000  # Hz
+
+
+def voice(talker, seed, seconds, rate=RATE):
+    """float32 [samples]: a talker's harmonics, gliding, in syllables with pauses between them.
+
+    Args:
+        talker: number that sets pitch and timbre.
+        seed: of what is said.
+    """
+    random = np.random.default_rng((talker, seed))
+    samples = int(seconds * rate)
+    time = np.arange(samples) / rate
+    pitch_hz = (90 + 37 * talker) * (1 + 0.1 * np.sin(2 * np.pi * (random.uniform(1, 3) * time + random.uniform())))
+    phase = 2 * np.pi * np.cumsum(pitch_hz) / rate
+    timbre = np.random.default_rng(talker).uniform(0.2, 1, 12)
+    signal = sum(a * np.sin((h + 1) * phase) / (h + 1) for h, a in enumerate(timbre))
+    syllables = random.uniform(0, 1, int(seconds / 0.15) + 2) * (random.uniform(size=int(seconds / 0.15) + 2) > 0.2)
+    loudness = np.interp(time, 0.15 * np.arange(len(syllables)), syllables)
+    breath = 0.01 * random.standard_normal(samples)
+    return (0.1 * loudness * (signal + breath)).astype(np.float32)
+
+
+def mixture_name(parts):
+    """Name of the mixture of [(talker, utterance, gain)], as in the lists."""
+    return "_".join(f"t{talker}-{utterance}_{gain:g}" for talker, utterance, gain in parts)
+
+
+def make_corpus(folder, counts, talkers=2, seconds=(0.5, 0.9), voices=4):
+    """Writes `folder`/data and `folder`/lists.
+
+    Args:
+        counts: {set name: number of mixtures}.
+        talkers: in a mixture.
+        seconds: shortest and longest mixture; the lengths lie evenly between.
+        voices: different talkers.
+
+    Returns:
+        {set name: [mixture name]}.
+    """
+    groups = itertools.cycle(itertools.combinations(range(voices), talkers))
+    lists = {}
+    for set_name, count in counts.items():
+        names = []
+        for i, length in enumerate(np.linspace(*seconds, count)):
+            parts = [(talker, f"{set_name}{i}", (0.5, -0.5, 0)[k]) for k, talker in enumerate(next(groups))]
+            sources = [voice(talker, i, length) for talker, *_ in parts]
+            names.append(mixture_name(parts))
+            write_mixture(folder, set_name, names[-1], sources)
+        write_list(folder, set_name, names, talkers)
+        lists[set_name] = names
+    return lists
+
+
+def write_mixture(folder, set_name, name, sources):
+    """Writes s1, s2, ... and mix, [samples] each, below `folder`/data."""
+    paths = mixture_paths(os.path.join(folder, "data"), set_name, name, len(sources))
+    for source, signal in zip(source_names(len(sources)), [*sources, np.sum(sources, axis=0)]):
+        write_pcm16(paths[source], signal, RATE)
+
+
+def write_list(folder, set_name, names, talkers=2):
+    """Writes the list of the names of a set."""
+    path = pathlib.Path(names_path(os.path.join(folder, "lists"), set_name, talkers))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(name + "\n" for name in names))
+
+
+def command(script, *flags, **named):
+    """Arguments that run a script of the project on the corpus of the folder it is started in."""
+    flags = [*flags, *(f"--{name}={value}" for name, value in named.items())]
+    return [sys.executable, str(ROOT / script), "--data_folder=data", "--wav_list_folder=lists", *map(str, flags)]
+
+
+def run(folder, script, *flags, largest_file=None, **named):
+    """Runs a script to its end as a person does; gives the CompletedProcess.
+
+    Args:
+        folder: working folder, which holds data/, lists/ and exp/.
+        flags, named: "--flag=value" or flag=value.
+        largest_file: bytes that a file may have, which stands for a full disk; None: any.
+    """
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    return subprocess.run(
+        command(script, *flags, **named),
+        cwd=folder,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        preexec_fn=limit if largest_file else None,
+    )
+
+
+def succeed(*arguments, **named):
+    """`run`, which must end well; gives what it printed."""
+    done = run(*arguments, **named)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def refuse(*arguments, **named):
+    """`run`, which must end with one line of error and no traceback; gives the line."""
+    done = run(*arguments, **named)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    errors = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    return errors[0]
