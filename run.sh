@@ -27,14 +27,16 @@ install() {
   fi
 }
 
-# Whether script $1 has the flag $2, or, if $1 is a pattern, any script.
+# Whether script $1 has the flag $2.
 has_flag() {
   local files=("$1")
   case $1 in
     feat/feat_gen.py) ;;
     nn/simul_group.py | nn/seq_group.py) files+=(nn/deep_casa.py nn/train.py feat/feat_gen.py) ;;
   esac
-  cat "${files[@]}" | tr '\n' ' ' | grep -qE "DEFINE_[a-z_]+\( *\"$2\""
+  # The corpus has some flags once for each set.
+  local any_set="[{]set_name}_${2#*_}"
+  cat "${files[@]}" | tr '\n' ' ' | grep -qE "DEFINE_[a-z_]+\( *f?\"($2|$any_set)\""
 }
 
 # Runs a script of the pipeline with those of the user's flags that it has; $1 is "simul", "seq" or "all".
@@ -99,15 +101,15 @@ deep_casa() {
   local models=exp/$exp_name/models
   case $preset in
     small) # About 12 minutes on two cores; every number was tried on the built-in corpus.
-      corpus_flags=(--tr_talkers=200 --tr_mixtures=600 --cv_mixtures=20 --tt_mixtures=60)
+      corpus_flags=(--tr_talkers=200 --tr_mixtures=1000 --cv_mixtures=20 --tt_mixtures=60)
       feature_sets=cv,tt
       stft_flags=(--hop_size=128)
       local small=(--n_layers=3 --dynamic_mixing --lr_schedule=cosine --keep_checkpoints=2 --clip_norm=5)
       simul_flags=("${small[@]}" --n_channels=16 --keep_prob=1 --segment_seconds=3 --batch_size=1
-        --learning_rate=4e-3 --epoch=2)
+        --learning_rate=4e-3 --epoch=1)
       seq_flags=("${small[@]}" --n_tcn_block=3 --n_dilation_each_block=6 --n_dilated_units=128 --n_bottle=64
         --embedding_dim=20 --keep_prob=0.9 --segment_seconds=4 --batch_size=4 --learning_rate=1e-3 --beta_2=0.99
-        --epoch=8)
+        --epoch=5)
       ;;
     original) ;; # the scripts' own defaults
     *) fail "--preset $preset: there are small and original" ;;

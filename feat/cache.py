@@ -30,8 +30,11 @@ def estimate_path(feat_folder, set_name, name):
 
 def write_array(path, array):
     """Writes a float32 .npy, whole or not at all."""
+    array = np.ascontiguousarray(array, "<f4")
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, np.ascontiguousarray(array, "<f4"))
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        # Not np.save, whose error of a full disk does not say that it is one.
+        file.write(array.data)
 
 
 def array_shape(path):

@@ -145,6 +145,29 @@ def free_lengths(batch):
     }
 
 
+def checked(batches, check):
+    """Iterates over batches of files that were checked before, and names the file that went bad since.
+
+    Args:
+        batches: a dataset, or what a tf.distribute strategy made of one.
+        check: () -> anything; checks the files again, with a UserError that names the bad one.
+
+    Raises:
+        UserError: a batch cannot be read.
+    """
+    iterator = iter(batches)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            check()
+            reason = error.message.splitlines()[0]
+            raise UserError(f"a batch cannot be read ({reason}); run the same command again") from error
+        yield batch
+
+
 # Stored features ----------------------------------------------------------------------------------
 
 
@@ -244,12 +267,12 @@ def _cache_reader(utterances, with_estimates=False, segment_frames=0):
     def read(index, cut):
         features = tf.reshape(read_npy(paths["features"][index]), (signals, 2, -1, bins))
         spectra = tf.transpose(features, (0, 2, 3, 1))  # [C + 1, T, F, 2]
-        waveforms = tf.reshape(read_npy(paths["waveforms"][index]), (signals, -1))[:-1]
+        waveforms = tf.ensure_shape(read_npy(paths["waveforms"][index]), (signals, None))[:-1]
         frames = tf.shape(spectra)[1]
         estimates = None
         if with_estimates:
-            flat, shape = read_npy(paths["estimates"][index], with_shape=True)
-            estimates = tf.reshape(flat, (settings.talkers, shape[1], -1, 2))
+            estimates = tf.ensure_shape(read_npy(paths["estimates"][index]), (settings.talkers, None, None))
+            estimates = tf.reshape(estimates, (settings.talkers, tf.shape(estimates)[1], -1, 2))
             # The padding stands before the utterance, and around its bins.
             extra = (tf.shape(estimates)[2] - bins) // 2
             estimates = estimates[:, tf.shape(estimates)[1] - frames :, extra : extra + bins]
@@ -284,16 +307,14 @@ def _example(settings, index, spectra, waveforms, estimates, cut, segment_frames
     return example
 
 
-def read_npy(path, with_shape=False):
-    """Flat float32 values of a C-order .npy file, with TensorFlow operations alone; and its shape, [rank]."""
+def read_npy(path):
+    """The float32 array of a C-order .npy file, with TensorFlow operations alone; they fail if it is cut short."""
     data = tf.io.read_file(path)
     header = 10 + tf.cast(tf.io.decode_raw(tf.strings.substr(data, 8, 2), tf.uint16)[0], tf.int32)
     values = tf.io.decode_raw(tf.strings.substr(data, header, -1), tf.float32)
-    if not with_shape:
-        return values
     shape = tf.strings.regex_replace(tf.strings.substr(data, 10, header - 10), r"(?s).*\(([^)]*)\).*", r"\1")
     numbers = tf.strings.split(tf.strings.regex_replace(shape, r"[ ]", ""), ",")
-    return values, tf.strings.to_number(tf.boolean_mask(numbers, numbers != ""), tf.int32)
+    return tf.reshape(values, tf.strings.to_number(tf.boolean_mask(numbers, numbers != ""), tf.int32))
 
 
 # Features on the fly ------------------------------------------------------------------------------
@@ -308,7 +329,8 @@ def _wav_reader(utterances, segment_frames=0):
         signals = tf.stack([_read_wav(paths[index, i]) for i in range(settings.talkers + 1)])
         spectra = _stft(settings, signals)
         covered = num_samples(tf.shape(spectra)[1], settings.fft_size, settings.hop_size)
-        return _example(settings, index, spectra, signals[:-1, :covered], None, cut, segment_frames)
+        # Not signals[:-1, :covered], which forgets the number of talkers.
+        return _example(settings, index, spectra, signals[:-1][:, :covered], None, cut, segment_frames)
 
     return read
 

@@ -4,10 +4,26 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
 from absl import app
+
+
+# What a disk or a folder may refuse, and the user can mend.
+_REFUSALS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EIO,
+)
 
 
 class UserError(Exception):
@@ -19,7 +35,8 @@ def atomic_path(path):
     """Yields a temporary path beside `path`; renames it over `path` when the block succeeds.
 
     The temporary name ends like `path`, for writers that look at the extension. If the block
-    fails, the temporary file is removed and whatever stood at `path` is untouched.
+    fails, the temporary file is removed and whatever stood at `path` is untouched; an OSError
+    that names no file, as that of a full disk does, gets the name `path`.
     """
     directory, name = os.path.split(os.path.abspath(path))
     os.makedirs(directory, exist_ok=True)
@@ -31,9 +48,11 @@ def atomic_path(path):
             os.fsync(written.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = path
         raise
 
 
@@ -74,24 +93,41 @@ def make_writable_directory(path):
 
 
 def run_script(main):
-    """Runs an absl `main(argv)`. A UserError, or a disk that refuses, becomes one line and exit 1."""
+    """Runs an absl `main(argv)`. What the user can mend becomes one line and exit 1.
+
+    That is a UserError, or a disk that refuses. Ctrl-C and SIGTERM end in one line too, with the exit code
+    that a shell gives to a process that died of them.
+    """
 
     def guarded(argv):
+        signal.signal(signal.SIGTERM, _stop)
+        code = 1
         try:
             if len(argv) > 1 and not getattr(main, "takes_arguments", False):
                 raise UserError(f"{argv[1]!r}: unexpected argument; flags are given as --name value")
             main(argv)
+            return
         except UserError as error:
-            sys.exit(f"error: {error}")
+            message = f"error: {error}"
+        except KeyboardInterrupt as stop:
+            message = "stopped: what was finished is kept; the same command goes on from there"
+            code = 128 + (stop.args[0] if stop.args else signal.SIGINT)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            if error.errno not in _REFUSALS:
                 raise
-            sys.exit(
+            message = (
                 f"error: {error.filename or 'disk'}: {error.strerror};"
                 " make room or mend its permissions, then run the same command again"
             )
+        # Only here, when the error is forgotten, are progress bars closed that it held open.
+        print(message, file=sys.stderr, flush=True)
+        sys.exit(code)
 
     app.run(guarded)
+
+
+def _stop(number, frame):
+    raise KeyboardInterrupt(number)
 
 
 def _umask():

@@ -1,8 +1,10 @@
 """One function over many jobs, on all cores, with a progress bar."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -10,6 +12,12 @@ from concurrent.futures.process import BrokenProcessPool
 from tqdm import tqdm
 
 from feat.files import UserError
+
+
+def progress(items=None, description="", total=None, **options):
+    """tqdm over `items`: progress, speed and time left; drawn rarely where nobody watches, as in a log file."""
+    interval = 0.2 if sys.stderr.isatty() else 20.0
+    return tqdm(items, description, total, mininterval=interval, dynamic_ncols=True, **options)
 
 
 def parallel_map(function, jobs, num_workers=0, description=""):
@@ -28,15 +36,15 @@ def parallel_map(function, jobs, num_workers=0, description=""):
     if not jobs:
         return []
     num_workers = min(num_workers or os.cpu_count() or 1, len(jobs))
-    bar = {"total": len(jobs), "desc": description, "disable": None}  # None: no bar in a log file
     if num_workers == 1:
-        return [function(job) for job in tqdm(jobs, **bar)]
+        return [function(job) for job in progress(jobs, description)]
     # Spawned, because a fork of a process that runs TensorFlow or other threads may hang.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_follow_parent)
     try:
         chunk = max(1, min(16, len(jobs) // (4 * num_workers)))
-        return list(tqdm(executor.map(function, jobs, chunksize=chunk), **bar))
+        with _one_thread_per_process():
+            return list(progress(executor.map(function, jobs, chunksize=chunk), description, len(jobs)))
     except BrokenProcessPool as error:
         raise UserError(
             f"{description}: a worker process was killed, perhaps for want of memory;"
@@ -44,6 +52,22 @@ def parallel_map(function, jobs, num_workers=0, description=""):
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_thread_per_process():
+    """Keeps the linear algebra of processes started meanwhile to one thread each: cores are all taken."""
+    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _follow_parent():

@@ -1,7 +1,121 @@
 """Convolutions that the separation networks share."""
 
 import keras
+import numpy as np
 from keras import ops
+
+
+# Convolution in row tiles --------------------------------------------------------------------------
+#
+# A 3-tap filter over rows takes 12 products for 4 outputs one by one, but 6 on fixed sums of the 6 inputs that the
+# outputs see: Winograd's F(4, 3), with points 0, 1, -1, 2, -2 and infinity. All 3x3 convolutions of a dense block
+# share the sums of its maps, so half of the products are saved for a few additions, in the gradients too. Only
+# rows are treated so: they are of known number, frames are not. In float32 the results differ from those of the
+# direct convolution by about as much as these do from the exact ones; in float16 they would not.
+
+TILE = 4  # rows that come out of a tile
+_INPUT_SUMS = np.array(
+    [[4, 0, -5, 0, 1, 0], [0, 0, -4, 0, 1, 0], [0, -4, 0, 1, 0, 0]]
+    + [[0, 0, -1, 0, 1, 0], [0, -2, 0, 2, 0, 0], [0, 4, 0, -5, 0, 1]]
+)
+_PAIRS = np.array(
+    [[1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 1, -1, 0, 0, 0]]
+    + [[0, 0, 0, 1, 1, 0], [0, 0, 0, 1, -1, 0], [0, 0, 0, 0, 0, 1]]
+)
+_KERNEL_SUMS = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+_OUTPUT_SUMS = np.array([[1, 1, 0, 1, 0, 0], [0, 0, 1, 0, 2, 0], [0, 1, 0, 4, 0, 0], [0, 0, 1, 0, 8, 1]])
+
+
+def row_tiles(x, left=0):
+    """Sums of the rows of a map, for `DenseConv2D` of size 3.
+
+    Args:
+        x: [batch, rows, columns, channels], its number of rows known.
+        left: columns of zeros to put before the first.
+
+    Returns:
+        Six tensors [batch, ceil(rows / 4), left + columns, channels]. Tile i stands for the rows
+        4i - 1 ... 4i + 4 of x, those outside being 0.
+    """
+    tiles = -(-x.shape[1] // TILE)
+    x = ops.pad(x, ((0, 0), (1, TILE * (tiles + 1) - 1 - x.shape[1]), (left, 0), (0, 0)))
+    batch, _, columns, channels = ops.shape(x)
+    x = ops.reshape(x, (batch, tiles + 1, TILE, columns, channels))
+    # By ops.slice: on CPU the gradient of an indexed slice takes many times longer.
+    own = ops.slice(x, (0, 0, 0, 0, 0), (batch, tiles, TILE, columns, channels))
+    next_two = ops.slice(x, (0, 1, 0, 0, 0), (batch, tiles, 2, columns, channels))
+    return combine([*ops.unstack(own, axis=2), *ops.unstack(next_two, axis=2)], _INPUT_SUMS, _PAIRS)
+
+
+def kernel_sums(kernel):
+    """[3, 3, in, out] -> six sums of its rows, [1, 3, in, out], one for each sum of the inputs."""
+    sums = ops.matmul(_KERNEL_SUMS.astype("float32"), ops.reshape(kernel, (3, -1)))
+    return ops.unstack(ops.reshape(sums, (len(_KERNEL_SUMS), 1, *kernel.shape[1:])))
+
+
+def tiles_to_rows(products, first, count):
+    """Products of row tiles and kernel sums -> what the convolution gives.
+
+    Args:
+        products: six tensors [batch, tiles, columns, filters] of every map, one map after the other.
+        first, count: rows wanted, of those that the zeros around the maps give.
+
+    Returns:
+        [batch, count, columns, filters].
+    """
+    maps = np.tile(np.eye(6), len(products) // 6)
+    rows = ops.stack(combine(products, maps, _PAIRS, _OUTPUT_SUMS), axis=2)
+    batch, tiles, _, columns, filters = ops.shape(rows)
+    rows = ops.reshape(rows, (batch, tiles * TILE, columns, filters))
+    return ops.slice(rows, (0, first, 0, 0), (batch, count, columns, filters))
+
+
+def combine(tensors, *matrices):
+    """Weighted sums of tensors of one shape, one for each row of the matrix; of these for the next matrix.
+
+    The gradient is written out because TensorFlow's for a sum allows for broadcasting, which is eight operations.
+    """
+
+    @ops.custom_gradient
+    def combined(*tensors):
+        def gradient(*arguments, upstream=None):
+            upstream = keras.tree.flatten(arguments if upstream is None else upstream)
+            return combine(upstream, *(matrix.T for matrix in reversed(matrices)))
+
+        for matrix in matrices:
+            tensors = [weighted_sum(weights, tensors) for weights in matrix.tolist()]
+        return tensors, gradient
+
+    return combined(*tensors)
+
+
+def weighted_sum(weights, tensors):
+    """Sum of weight * tensor, without operations for weights 0 and 1."""
+    total = None
+    for weight, x in zip(weights, tensors):
+        if weight:
+            term = x if abs(weight) == 1 else abs(weight) * x
+            if total is None:
+                total = term if weight > 0 else -term
+            else:
+                total = total + term if weight > 0 else total - term
+    return total
+
+
+def row_tiles_pay(rows, dtype):
+    """Whether row tiles are the faster way for maps of so many rows: on CPU, and on large maps.
+
+    Libraries for GPUs choose such algorithms themselves. On small maps little is won for many operations.
+    """
+    return rows >= 64 and dtype == "float32" and not keras.distribution.list_devices("gpu")
+
+
+def convolve(x, kernel, same):
+    """Stride 1; `same`: with zeros around x that keep its size."""
+    return ops.conv(x, kernel, strides=1, padding="same" if same else "valid", data_format="channels_last")
+
+
+# Layers -------------------------------------------------------------------------------------------
 
 
 @keras.saving.register_keras_serializable("deep_casa")
@@ -12,9 +126,12 @@ class DenseConv2D(keras.layers.Layer):
     The kernel is that of a convolution over the concatenated channels, in the list's order; it is cut
     instead of the maps being joined, which saves a copy of every earlier map in a dense block.
 
+    Or called on a list of their `row_tiles`, with `rows`, the number of rows of the maps. The tiles then hold the
+    zeros of a padding that is not the same on the left and on the right.
+
     Args:
         filters: output channels.
-        kernel_size: odd size of the square kernel.
+        kernel_size: odd size of the square kernel; 3 for row tiles.
         padding: ((top, bottom), (left, right)) zeros added to each map.
     """
 
@@ -26,7 +143,7 @@ class DenseConv2D(keras.layers.Layer):
         self.kernel_initializer = kernel_initializer or truncated_normal()
 
     def build(self, input_shapes):
-        self.widths = [shape[-1] for shape in input_shapes]
+        self.widths = [shapes[0][-1] if isinstance(shapes[0], tuple) else shapes[-1] for shapes in input_shapes]
         self.kernel = self.add_weight(
             shape=(self.kernel_size, self.kernel_size, sum(self.widths), self.filters),
             initializer=self.kernel_initializer,
@@ -34,18 +151,25 @@ class DenseConv2D(keras.layers.Layer):
         )
         self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
 
-    def call(self, maps):
-        symmetric = self.padding == ((self.kernel_size // 2,) * 2,) * 2
-        padding = "same" if symmetric else "valid"
-        total, first = None, 0
-        for x, width in zip(maps, self.widths):
-            if not symmetric and any(map(any, self.padding)):
-                x = ops.pad(x, ((0, 0), *self.padding, (0, 0)))
-            kernel = self.kernel[:, :, first : first + width]
-            part = ops.conv(x, kernel, strides=1, padding=padding, data_format="channels_last")
-            total = part if total is None else total + part
+    def call(self, maps, rows=None):
+        (top, bottom), columns = self.padding
+        same = columns == (self.kernel_size // 2,) * 2
+        first, kernels = 0, []
+        for width in self.widths:
+            size = (self.kernel_size, self.kernel_size, width, self.filters)
+            kernels.append(ops.slice(self.kernel, (0, 0, first, 0), size))
             first += width
-        return total + self.bias
+        if rows is not None:
+            products = [
+                convolve(tile, kernel_sum, same)
+                for tiles, kernel in zip(maps, kernels)
+                for tile, kernel_sum in zip(tiles, kernel_sums(kernel))
+            ]
+            return tiles_to_rows(products, 1 - top, rows - 2 + top + bottom) + self.bias
+        same = same and columns == (top, bottom)
+        if not same and any(map(any, self.padding)):
+            maps = [ops.pad(x, ((0, 0), *self.padding, (0, 0))) for x in maps]
+        return sum(convolve(x, kernel, same) for x, kernel in zip(maps, kernels)) + self.bias
 
     def get_config(self):
         return super().get_config() | {

@@ -23,6 +23,7 @@ from nn import reference_checkpoint
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 LOOP_STATE = "loop" + SUFFIX
+SAVING = ".saving_"  # start of the folder in which a checkpoint is written, before it is moved into place
 INDEX, DATA = ".index", ".data-00000-of-00001"
 
 
@@ -39,7 +40,7 @@ def save(prefix, model, optimizer, loop_state):
     """
     folder, name = os.path.split(prefix)
     os.makedirs(folder, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix=".saving_", dir=folder)
+    temporary = tempfile.mkdtemp(prefix=SAVING, dir=folder)
     try:
         tf.train.Checkpoint(
             weights={name: v.value for name, v in weight_names(model.variables).items()},
@@ -55,6 +56,12 @@ def save(prefix, model, optimizer, loop_state):
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder):
+    """Deletes what a run that was killed while saving left in a folder."""
+    for leftover in glob.glob(os.path.join(glob.escape(folder), SAVING + "*")):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def remove(prefix):
@@ -125,20 +132,17 @@ class Reader:
         try:
             self._reader = tf.train.load_checkpoint(self.prefix)
             self.shapes = self._reader.get_variable_to_shape_map()
-        except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
             raise self._broken() from error
 
     def __call__(self, name):
         try:
             return self._reader.get_tensor(name)
-        except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
             raise self._broken() from error
 
     def _broken(self):
-        return UserError(
-            f"{self.prefix}: damaged or half-written; give another checkpoint, or delete its files to go on"
-            " from the one before"
-        )
+        return UserError(f"{self.prefix}: damaged or half-written; give another checkpoint")
 
     @property
     def is_reference(self):
@@ -234,8 +238,8 @@ def latest_whole(folder):
             for name in reader.shapes:
                 reader(name)  # its checksums are compared
             return reader
-        except UserError as error:
-            print(f"warning: {error}")
+        except UserError:
+            print(f"warning: {prefix}: damaged or half-written; it is passed over")
     return None
 
 

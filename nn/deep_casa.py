@@ -34,6 +34,7 @@ def define_flags(**training_defaults):
     """Flags of both stages."""
     define_feature_flags()
     train.define_training_flags(**training_defaults)
+    flags.DEFINE_integer("n_channels", 64, "feature maps of the Dense-UNet", lower_bound=1)
     flags.DEFINE_integer("n_layers", 4, "depth of the Dense-UNet", lower_bound=1, upper_bound=5)
     flags.DEFINE_bool("causal", False, "nothing of the future is used")
     flags.DEFINE_bool("parity", False, "compute what the original computes, its quirks included")
@@ -92,7 +93,8 @@ def make_grouping(resume_model="", tap_keep=None):
 
 
 def load_dense_unet(prefix):
-    """A trained first stage, not to be trained further. Its own config.json says its sizes, if there is one."""
+    """A trained first stage, not to be trained further. Its own config.json says its sizes, else the flags do."""
+    checkpoint.Reader(prefix)  # refuses a missing one by name, before its config.json is looked for
     config = checkpoint.read_config(prefix)
     if config is None:
         model = make_dense_unet()
@@ -120,6 +122,11 @@ class TrainingData:
         self.settings = settings_from_flags()
         self.with_estimates = with_estimates
         self.segment_frames = segment_frames
+        if FLAGS.segment_seconds and not self.cut_frames:
+            raise UserError(
+                f"--segment_seconds {FLAGS.segment_seconds}: shorter than a frame step of"
+                f" {self.settings.hop_size} samples; lengthen it"
+            )
         names = read_list("tr")
         if FLAGS.dynamic_mixing:
             if not FLAGS.segment_seconds:
@@ -165,6 +172,14 @@ class TrainingData:
             **options,
         )
 
+    def check(self):
+        """Checks all files again. Raises UserError, which names the first that cannot be used."""
+        if FLAGS.dynamic_mixing:
+            dataset.source_pool(self.settings, "tr", read_list("tr"))
+        else:
+            self._utterances("tr", self.training.names)
+        self._utterances("cv", self.validation.names)
+
     def validation_batches(self):
         """Every validation utterance alone."""
         return dataset.evaluation_batches(self.validation, self.with_estimates, FLAGS.on_the_fly)
@@ -209,13 +224,15 @@ class OutputFolder:
             with atomic_path(path + "_assign.npz") as temporary, open(temporary, "wb") as file:
                 np.savez(file, **arrays)
         rows = np.concatenate([signals[:-1], outputs, np.repeat(signals[-1:], len(outputs), axis=0)])
-        with atomic_path(path + ".bin") as temporary:
-            rows.astype("<f4").tofile(temporary)
+        with atomic_path(path + ".bin") as temporary, open(temporary, "wb") as file:
+            file.write(rows.astype("<f4").data)
 
     def finish(self, count):
         print(f"{self.folder}: {count} mixtures separated, .bin and .wav")
         if self.quietened:
-            print(f"{self.folder}: {self.quietened} of them were made quieter in the .wav, not in the .bin, to fit 16 bits")
+            print(
+                f"{self.folder}: {self.quietened} of them were made quieter in the .wav, not in the .bin, to fit 16 bits"
+            )
 
 
 def utterances_to_infer(set_name, with_estimates=False):

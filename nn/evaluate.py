@@ -19,28 +19,24 @@ Output: the table and the exact definition of every number in it, also as table.
 line for every utterance, system and talker; summary.json.
 """
 
-import contextlib
 import csv
 import functools
 import io
 import json
-import multiprocessing
 import os
 import textwrap
 import zipfile
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from feat.audio import read_mono
 from feat.files import UserError, make_writable_directory, run_script, write_text
 from feat.lists import mixture_paths, read_names
+from feat.parallel import parallel_map
 from nn import metrics
 
 MIXTURE = "mixture"  # label of the row of the unprocessed mixture
@@ -151,7 +147,7 @@ def evaluate(
         for system in systems:
             _require_files(system, name, dataset)
     score_name = functools.partial(_score_utterance, systems, dataset, metric_names)
-    return Evaluation(dataset, systems, names, _map(score_name, names, num_workers))
+    return Evaluation(dataset, systems, names, parallel_map(score_name, names, num_workers, "score"))
 
 
 def evaluate_folder(folder: str, label: str = "estimates", **options) -> Evaluation:
@@ -440,44 +436,6 @@ def _frame_accuracy(path, talkers):
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: unusable ({error}); write it again or remove it") from error
     return dict(zip(FRAME_ACCURACIES, shares, strict=True))
-
-
-def _map(function, names, num_workers):
-    """[function(name)], in order, by `num_workers` processes, with a progress bar."""
-    workers = min(num_workers or _cores(), len(names))
-    progress = functools.partial(tqdm, total=len(names), desc="scoring", unit="mixture")
-    if workers == 1:
-        return list(progress(map(function, names)))
-    # Fresh interpreters: forking a process in which TensorFlow has started threads can hang.
-    context = multiprocessing.get_context("spawn")
-    try:
-        with _one_thread_per_process(), ProcessPoolExecutor(workers, mp_context=context) as pool:
-            return list(progress(pool.map(function, names)))
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"a scoring process was killed, probably for want of memory; give --num_workers below {workers}"
-        ) from error
-
-
-def _cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _one_thread_per_process():
-    """Keeps the linear algebra of processes started meanwhile to one thread each: cores are all taken."""
-    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 # Reporting --------------------------------------------------------------------------------------------

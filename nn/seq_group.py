@@ -3,8 +3,8 @@
     python nn/seq_group.py --is_deploy 0                        trains on the stage-1 estimates beside the features
     python nn/seq_group.py --is_deploy 1 --resume_model PREFIX  separates tt: exp/<exp_name>/output_tt/files
 
-With --on_the_fly or --dynamic_mixing the estimates are computed from --simul_model, the trained first stage,
-and no file of estimates is needed.
+With --on_the_fly the estimates are computed from --simul_model, the trained first stage, and no file of
+estimates is needed; with --dynamic_mixing those of the training mixtures are.
 """
 
 import keras
@@ -106,6 +106,7 @@ def train_stage():
         higher_is_better=False,
         worst_score=1000.0,
         config=deep_casa.config_of_flags(),
+        check_inputs=data.check,
         pictures=summaries.SeparationPictures(
             data.validation.first(FLAGS.pictures), data.validation_batches, Decoder(objective, FLAGS.seed)
         ),
@@ -200,6 +201,7 @@ def infer():
     utterances = deep_casa.utterances_to_infer("tt", with_estimates)
     output = deep_casa.OutputFolder(f"exp/{FLAGS.exp_name}/output_tt/files", utterances.settings)
     batches = dataset.evaluation_batches(utterances, with_estimates, FLAGS.on_the_fly)
+    batches = dataset.checked(batches, lambda: deep_casa.utterances_to_infer("tt", with_estimates))
     for name, batch in zip(tqdm(utterances.names, desc="separate", unit="mixture"), batches):
         signals = read_mixture(utterances.settings, "tt", name)
         decoded = decode(batch)

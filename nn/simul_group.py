@@ -139,6 +139,7 @@ def train_stage():
         higher_is_better=True,
         worst_score=-100.0,
         config=deep_casa.config_of_flags(),
+        check_inputs=data.check,
         pictures=summaries.SeparationPictures(
             data.validation.first(FLAGS.pictures), data.validation_batches, OracleDecoder(objective)
         ),
@@ -161,6 +162,7 @@ def infer():
     folder = "oracle_order" if FLAGS.pit == "frame" else "files"
     output = deep_casa.OutputFolder(f"exp/{FLAGS.exp_name}/output_tt/{folder}", utterances.settings)
     batches = dataset.evaluation_batches(utterances, from_wavs=FLAGS.on_the_fly)
+    batches = dataset.checked(batches, lambda: deep_casa.utterances_to_infer("tt"))
     decode = OracleDecoder(objective)
     for name, batch in zip(tqdm(utterances.names, desc="separate", unit="mixture"), batches):
         signals = read_mixture(utterances.settings, "tt", name)
@@ -173,6 +175,7 @@ def export():
     prefix, objective = load_model()
     model = objective.model
     settings = settings_from_flags()
+    make_writable_directory(settings.feat_folder)
     sets = {name: deep_casa.utterances_to_infer(name) for name in FLAGS.export_sets}
     marker = os.path.join(settings.feat_folder, "simul_est.txt")
     source = _fingerprint(prefix)
@@ -214,6 +217,7 @@ def export():
         forward = tf.function(
             lambda batch: model(batch["mixture"]), input_signature=[batches.element_spec]
         )
+        batches = dataset.checked(batches, lambda set_name=set_name: deep_casa.utterances_to_infer(set_name))
         for name, batch in zip(tqdm(missing.names, desc=f"export {set_name}", unit="mixture"), batches):
             estimates = forward(batch)[0].numpy()  # [C, T, F, 2]
             leading = leading_frames(estimates.shape[1], model.scales, model.causal)
@@ -236,7 +240,6 @@ def main(_):
 
 if __name__ == "__main__":
     deep_casa.define_flags(learning_rate=1e-4, lr_decay=0.84)
-    flags.DEFINE_integer("n_channels", 64, "feature maps", lower_bound=1)
     flags.DEFINE_float("keep_prob", 0.5, "1 - drop-out before each down-sampling, not causal only", 0.0, 1.0)
     flags.DEFINE_integer("batch_frames", 200, "frames of a training segment, causal only", lower_bound=1)
     flags.DEFINE_enum("pit", "frame", ["frame", "utterance"], "choose the order in every frame, or once: uPIT")

@@ -64,7 +64,7 @@ def separation_figure(title, settings, mixture, references, estimates, unordered
             axis.step(times, order, where="post", linewidth=0.8)
             axis.set_title(name, fontsize=9)
             axis.set_yticks(range(int(max(np.max(assign), np.max(oracle), 1)) + 1))
-    for axis in axes[:, 0]:
+    for axis in axes[: len(axes) - (assign is not None), 0]:
         axis.set_ylabel("kHz", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("s", fontsize=8)

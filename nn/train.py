@@ -19,6 +19,7 @@ import tensorflow as tf
 from absl import flags
 from tqdm import tqdm
 
+from feat import dataset
 from feat.files import UserError, make_writable_directory, write_text
 from nn import checkpoint, learning_rate
 
@@ -42,7 +43,8 @@ class Task:
         score: the metric that decides which checkpoint is best; "loss" is the objective itself.
         higher_is_better: of the score.
         worst_score: of an untrained model in the original's bookkeeping.
-        config: what config.json says besides.
+        config: what config.json says besides, by the names of flags.
+        check_inputs: checks the files behind the batches again, after one could not be read; raises UserError.
         pictures: (folder, step) -> None, writes summaries inside the default summary writer.
     """
 
@@ -58,6 +60,7 @@ class Task:
     higher_is_better: bool
     worst_score: float
     config: dict = dataclasses.field(default_factory=dict)
+    check_inputs: Callable = lambda: None
     pictures: Callable = lambda folder, step: None
 
 
@@ -175,6 +178,7 @@ def write_flags(folder):
 def train(task, options):
     """Trains to the end; gives the LoopState. Goes on from the newest whole checkpoint of the folder, if any."""
     make_writable_directory(options.folder)
+    checkpoint.remove_leftovers(options.folder)
     state = learning_rate.LoopState(rate=task.rule.initial, best_score=task.worst_score)
     with options.strategy.scope():
         task.optimizer.build(task.model.trainable_variables)
@@ -187,18 +191,25 @@ def train(task, options):
     if state.step > 1:
         print(f"{options.folder}: going on at step {state.step} of {task.epochs.total}")
     run = _Run(task, options, state)
-    learning_rate.run_epochs(
-        task.epochs,
-        task.rule,
-        state,
-        train_step=run.train_step,
-        validate=run.validate,
-        save=run.save,
-        higher_is_better=task.higher_is_better,
-        save_steps=options.save_steps,
-        finish=options.finish,
-    )
-    run.close()
+    try:
+        learning_rate.run_epochs(
+            task.epochs,
+            task.rule,
+            state,
+            train_step=run.train_step,
+            validate=run.validate,
+            save=run.save,
+            higher_is_better=task.higher_is_better,
+            save_steps=options.save_steps,
+            finish=options.finish,
+        )
+    except tf.errors.ResourceExhaustedError as error:
+        raise UserError(
+            f"{options.folder}: out of memory in step {state.step} ({error.message.splitlines()[0]});"
+            " lower --batch_size or set --segment_seconds, and run it again"
+        ) from error
+    finally:
+        run.close()
     print(
         f"{options.folder}: {task.epochs.total} steps, best validation {task.score} {state.best_score:.3f}"
         f" at step {state.best_step}"
@@ -207,7 +218,7 @@ def train(task, options):
 
 
 def _resume(task, options, state):
-    """Restores what the folder holds, or else what --resume_model names."""
+    """Restores what the folder holds, or else what --resume_model names; gives the LoopState to go on with."""
     reader = checkpoint.latest_whole(options.folder)
     if reader is None:
         if options.resume_model:
@@ -221,13 +232,35 @@ def _resume(task, options, state):
             f"{options.folder}: holds {os.path.basename(reader.prefix)}, so --resume_model {options.resume_model}"
             " would be passed over; leave it out to go on, or choose another --time_stamp"
         )
+    stored = checkpoint.read_loop_state(reader)
+    if stored is None:
+        raise UserError(
+            f"{reader.prefix}: not from this training loop; to start from it, choose another --time_stamp"
+            " and give it as --resume_model"
+        )
+    config = checkpoint.read_config(reader.prefix) or {}
+    for flag, value in task.config.items():
+        if config.get(flag, value) != value:
+            raise UserError(
+                f"{options.folder}: trained with --{flag} {config[flag]}, but --{flag} is {value};"
+                " give the same, or another --time_stamp"
+            )
     checkpoint.restore_weights(reader, task.system, task.model)
     if not checkpoint.restore_optimizer(reader, task.model, task.optimizer):
         raise UserError(
             f"{reader.prefix}: holds no state of the optimiser {task.optimizer.name};"
             " use the flags it was trained with, or another --time_stamp"
         )
-    return learning_rate.LoopState(**checkpoint.read_loop_state(reader)["state"])
+    state = learning_rate.LoopState(**stored["state"])
+    # A run killed right after its best checkpoint was written has not marked it yet.
+    best = _prefix(options, state.best_step)
+    if os.path.exists(best + checkpoint.INDEX):
+        checkpoint.mark_best(best)
+    return state
+
+
+def _prefix(options, step):
+    return os.path.join(options.folder, f"{options.exp_name}_model.ckpt_step_{step}")
 
 
 def make_train_step(model, optimizer, objective, strategy, batch_size, element_spec, clip_norm=0.0):
@@ -291,8 +324,8 @@ class _Run:
         """One optimiser step on the next batch."""
         epoch, place = divmod(step - 1, self.task.epochs.steps)
         if self.epoch != epoch:
-            dataset = self.task.training_batches(epoch, place)
-            distributed = self.strategy.experimental_distribute_dataset(dataset)
+            batches = self.task.training_batches(epoch, place)
+            distributed = self.strategy.experimental_distribute_dataset(batches)
             if self.step_function is None:
                 self.step_function = make_train_step(
                     self.task.model,
@@ -303,7 +336,7 @@ class _Run:
                     distributed.element_spec,
                     self.options.clip_norm,
                 )
-            self.batches, self.epoch = iter(distributed), epoch
+            self.batches, self.epoch = dataset.checked(distributed, self.task.check_inputs), epoch
         metrics = self.step_function(next(self.batches), tf.constant(rate, tf.float32))
         for name, value in metrics.items():
             self.pending[name].append(value)
@@ -315,17 +348,17 @@ class _Run:
         """Mean of the metrics over the validation set; gives the score."""
         if self.pending:
             self._log(step - 1, None)
-        dataset = self.task.validation_batches()
+        batches = self.task.validation_batches()
         if self.validation_function is None:
 
-            @tf.function(input_signature=[dataset.element_spec])
+            @tf.function(input_signature=[batches.element_spec])
             def validation_function(batch):
                 loss, metrics = self.task.objective(batch, training=False)
                 return {"loss": tf.reduce_mean(loss)} | {k: tf.reduce_mean(v) for k, v in metrics.items()}
 
             self.validation_function = validation_function
         totals, count = collections.defaultdict(float), 0
-        for batch in dataset:
+        for batch in dataset.checked(batches, self.task.check_inputs):
             for name, value in self.validation_function(batch).items():
                 totals[name] += float(value)
             count += 1
@@ -348,7 +381,7 @@ class _Run:
 
     def save(self, state, is_best):
         """Writes the checkpoint of a state."""
-        prefix = self._prefix(state.step)
+        prefix = _prefix(self.options, state.step)
         checkpoint.save(prefix, self.task.model, self.task.optimizer, {"state": dataclasses.asdict(state)})
         if is_best:
             checkpoint.mark_best(prefix)
@@ -360,9 +393,6 @@ class _Run:
     def close(self):
         self.bar.close()
         self.writer.close()
-
-    def _prefix(self, step):
-        return os.path.join(self.options.folder, f"{self.options.exp_name}_model.ckpt_step_{step}")
 
     def _log(self, step, rate):
         """Means since the last time, to TensorBoard and the progress bar."""

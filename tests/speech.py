@@ -1,13 +1,19 @@
 """Pseudo speech, and tiny corpora of it in the layout of WSJ0-2mix."""
 
+import contextlib
+import io
 import itertools
 import os
 import pathlib
 import resource
+import runpy
+import signal
 import subprocess
 import sys
 
 import numpy as np
+import tensorflow as tf
+from absl import flags
 
 from feat.audio import write_pcm16
 from feat.lists import mixture_paths, names_path, source_names
@@ -87,8 +93,15 @@ def command(script, *flags, **named):
     return [sys.executable, str(ROOT / script), "--data_folder=data", "--wav_list_folder=lists", *map(str, flags)]
 
 
+STFT = dict(fft_size=64, hop_size=32)
+SIMUL = STFT | dict(n_layers=1, n_channels=2, pictures=0)
+SEQ = STFT | dict(
+    n_layers=1, n_tcn_block=2, n_dilation_each_block=2, n_dilated_units=8, n_bottle=4, embedding_dim=3, pictures=0
+)
+
+
 def run(folder, script, *flags, largest_file=None, **named):
-    """Runs a script to its end as a person does; gives the CompletedProcess.
+    """Runs a script to its end as a person does, in a process of its own; gives the CompletedProcess.
 
     Args:
         folder: working folder, which holds data/, lists/ and exp/.
@@ -109,18 +122,62 @@ def run(folder, script, *flags, largest_file=None, **named):
     )
 
 
-def succeed(*arguments, **named):
-    """`run`, which must end well; gives what it printed."""
-    done = run(*arguments, **named)
+def run_here(folder, script, *given, **named):
+    """`run` within this process, which saves the start of TensorFlow."""
+    arguments = command(script, *given, **named)[1:]
+    known, argv, here = set(flags.FLAGS), sys.argv, os.getcwd()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    os.chdir(folder)
+    sys.argv = arguments
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code or 0
+        if isinstance(code, str):
+            err.write(code + "\n")
+            code = 1
+    finally:
+        os.chdir(here)
+        sys.argv = argv
+        for name in set(flags.FLAGS) - known:
+            delattr(flags.FLAGS, name)
+        flags.FLAGS.unparse_flags()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def succeed(*arguments, runner=run_here, **named):
+    """Runs a script, which must end well; gives what it printed."""
+    done = runner(*arguments, **named)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def refuse(*arguments, **named):
-    """`run`, which must end with one line of error and no traceback; gives the line."""
-    done = run(*arguments, **named)
+def refuse(*arguments, runner=run_here, **named):
+    """Runs a script, which must end with one line of error and no traceback; gives the line."""
+    done = runner(*arguments, **named)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
-    errors = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
     return errors[0]
+
+
+def checkpoint_arrays(prefix):
+    """{name: array} of a checkpoint: weights, optimiser and state of the loop."""
+    reader = tf.train.load_checkpoint(str(prefix))
+    # The graph of objects that TensorFlow adds is written in no fixed order.
+    names = set(reader.get_variable_to_shape_map()) - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
+    return {name: reader.get_tensor(name) for name in names}
+
+
+def assert_same_checkpoints(ours, theirs):
+    """Everything in two checkpoints is equal to the last bit."""
+    ours, theirs = checkpoint_arrays(ours), checkpoint_arrays(theirs)
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)

@@ -1,0 +1,226 @@
+"""The input pipelines: what is in an epoch, in which order, and that it is the same again."""
+
+import numpy as np
+import pytest
+import speech
+import tensorflow as tf
+
+from feat import dataset, feat_gen
+from feat.files import UserError
+
+SEGMENT = 9  # frames
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dataset")
+    lists = speech.make_corpus(folder, dict(tr=9), seconds=(0.2, 0.5))
+    settings = feat_gen.FeatureSettings(
+        str(folder / "data"), str(folder / "feat"), fft_size=64, hop_size=32
+    )
+    feat_gen.generate(settings, lists, num_workers=1)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def utterances(settings):
+    root = settings.data_folder.removesuffix("/data")
+    with open(f"{root}/lists/mix_2_spk_min_tr_mix", encoding="utf-8") as file:
+        return dataset.cached_utterances(settings, "tr", file.read().split())
+
+
+@pytest.fixture(scope="module")
+def pool(settings, utterances):
+    return dataset.source_pool(settings, "tr", utterances.names)
+
+
+def listed(batches):
+    return [{key: value.numpy() for key, value in batch.items()} for batch in batches]
+
+
+def assert_same_batches(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+@pytest.fixture(params=["utterances", "pieces", "segments", "mixed"])
+def pipeline(request, utterances, pool):
+    """(epoch, skip, seed) -> batches of 2."""
+    kinds = dict(
+        utterances=lambda **where: dataset.training_batches(utterances, 2, **where),
+        pieces=lambda **where: dataset.training_batches(utterances, 2, segment_frames=SEGMENT, **where),
+        segments=lambda **where: dataset.segment_batches(utterances, SEGMENT, 2, **where),
+        mixed=lambda **where: dataset.mixed_batches(pool, 2, 4, SEGMENT, **where),
+    )
+    return lambda epoch, skip=0, seed=5: kinds[request.param](seed=seed, epoch=epoch, skip=skip)
+
+
+def test_an_epoch_depends_on_seed_and_epoch_alone(pipeline):
+    first = listed(pipeline(epoch=1))
+    assert_same_batches(first, listed(pipeline(epoch=1)))
+    for other in (listed(pipeline(epoch=2)), listed(pipeline(epoch=1, seed=6))):
+        assert len(other) == len(first)
+        assert any(a["mixture"].shape != b["mixture"].shape or (a["mixture"] != b["mixture"]).any()
+                   for a, b in zip(first, other))  # fmt: skip
+
+
+def test_skipping_gives_the_tail_of_the_epoch(pipeline):
+    whole = listed(pipeline(epoch=3))
+    for skip in (1, len(whole) - 1, len(whole)):
+        assert_same_batches(listed(pipeline(epoch=3, skip=skip)), whole[skip:])
+
+
+def test_mixture_is_the_sum_and_covers_the_waveforms(pipeline):
+    for batch in listed(pipeline(epoch=0)):
+        np.testing.assert_allclose(batch["sources"].sum(axis=1), batch["mixture"], atol=2e-3)
+        frames = batch["mixture"].shape[1]
+        assert batch["waveforms"].shape == (2, 2, (frames - 1) * 32 + 64)
+        assert batch["frames"].max() == frames
+
+
+def test_an_epoch_has_every_utterance_once(utterances):
+    order = dataset.epoch_order(utterances.frames, 2, seed=0, epoch=0)
+    assert order.shape == (4, 2) and len(np.unique(order)) == 8
+    left_out = {tuple(set(range(9)) - set(dataset.epoch_order(utterances.frames, 2, 0, e).ravel())) for e in range(20)}
+    assert len(left_out) > 1
+
+
+def test_batches_hold_utterances_of_like_length():
+    frames = np.random.default_rng(0).integers(100, 1000, 403)
+    order = dataset.epoch_order(frames, 4, seed=1, epoch=2)
+    assert order.shape == (100, 4) and len(np.unique(order)) == 400
+    assert np.median(np.ptp(frames[order], axis=1)) < 30
+    assert np.ptp(frames[order], axis=1).max() < 200
+
+
+def test_wavs_give_what_the_files_give(settings, utterances):
+    from_wavs = dataset.wav_utterances(settings, "tr", utterances.names)
+    np.testing.assert_array_equal(from_wavs.frames, utterances.frames)
+    for make in (
+        lambda on_the_fly: dataset.training_batches(utterances, 2, 0, 0, from_wavs=on_the_fly),
+        lambda on_the_fly: dataset.training_batches(utterances, 2, 0, 0, segment_frames=5, from_wavs=on_the_fly),
+        lambda on_the_fly: dataset.segment_batches(utterances, SEGMENT, 2, 0, 0, from_wavs=on_the_fly),
+        lambda on_the_fly: dataset.evaluation_batches(utterances, from_wavs=on_the_fly),
+    ):
+        for cached, fresh in zip(listed(make(False)), listed(make(True)), strict=True):
+            for key, value in cached.items():
+                np.testing.assert_allclose(fresh[key], value, atol=1e-5, err_msg=key)
+        # Batches of the same known dimensions too, which losses over talkers need.
+        assert make(True).element_spec == make(False).element_spec
+
+
+def test_segments_are_all_frames_in_pieces(utterances):
+    count = dataset.segment_count(utterances, SEGMENT)
+    assert count == sum(-(-frames // SEGMENT) for frames in utterances.frames)
+    batches = listed(dataset.segment_batches(utterances, SEGMENT, 1, 0, 0))
+    assert len(batches) == count
+    whole = {int(b["index"][0]): b["mixture"][0] for b in listed(dataset.evaluation_batches(utterances))}
+    pieces = {}
+    for batch in batches:
+        assert batch["frames"] == [SEGMENT]
+        pieces.setdefault(int(batch["index"][0]), []).append(batch["mixture"][0])
+    for line, some in pieces.items():
+        padded = np.pad(whole[line], [(0, -len(whole[line]) % SEGMENT), (0, 0), (0, 0)])
+        expected = padded.reshape(-1, SEGMENT, 33, 2)
+        assert sorted(x.tobytes() for x in expected) == sorted(x.tobytes() for x in some)
+
+
+def test_dynamic_mixing_pairs_different_talkers(pool, monkeypatch):
+    """Reads are replaced by the number of the talker, so that a batch says who is in it."""
+    talker = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(tf.constant(pool.paths), tf.constant(pool.talkers + 1.0, tf.float32)), -1.0
+    )
+    monkeypatch.setattr(dataset, "_read_wav", lambda path: tf.fill([5000], talker[path]))
+    seen = set()
+    for epoch in range(3):
+        for batch in listed(dataset.mixed_batches(pool, 4, 5, SEGMENT, 0, epoch, gain_db=0.0)):
+            # Utterances are put at equal power, here by their true levels.
+            values = batch["waveforms"][..., 0] / batch["waveforms"][:, :1, 0]
+            seen |= set(np.round(values[:, 1], 4))
+    level = {t: pool.levels[pool.talkers == t] for t in range(4)}
+    possible = {
+        np.round((b + 1) / lb * la / (a + 1), 4)
+        for a in range(4) for b in range(4) if a != b for la in level[a] for lb in level[b]
+    }  # fmt: skip
+    assert len(seen) > 20 and all(min(abs(x - p) for p in possible) < 2e-3 for x in seen)
+
+
+def test_dynamic_mixing_levels(pool):
+    for batch in listed(dataset.mixed_batches(pool, 4, 3, 40, 0, 0)):
+        peaks = np.abs(np.concatenate([batch["waveforms"], batch["waveforms"].sum(1, keepdims=True)], 1)).max((1, 2))
+        np.testing.assert_allclose(peaks, 0.9, atol=1e-4)
+
+
+def test_dynamic_mixing_of_three(tmp_path):
+    lists = speech.make_corpus(tmp_path, dict(tr=4), talkers=3)
+    settings = feat_gen.FeatureSettings(str(tmp_path / "data"), "", talkers=3, fft_size=64, hop_size=32)
+    pool = dataset.source_pool(settings, "tr", lists["tr"])
+    (batch,) = listed(dataset.mixed_batches(pool, 2, 1, SEGMENT, 0, 0))
+    assert batch["sources"].shape == (2, 3, SEGMENT, 33, 2) and np.isfinite(batch["mixture"]).all()
+
+
+def test_dynamic_mixing_leaves_silent_utterances_out(tmp_path):
+    lists = speech.make_corpus(tmp_path, dict(tr=3), seconds=(0.5, 0.5))
+    speech.write_mixture(tmp_path, "tr", lists["tr"][0], [np.zeros(4000, np.float32), speech.voice(1, 0, 0.5)])
+    settings = feat_gen.FeatureSettings(str(tmp_path / "data"), "", fft_size=64, hop_size=32)
+    assert len(dataset.source_pool(settings, "tr", lists["tr"])) == 5
+    with pytest.raises(UserError, match="1 talker"):
+        dataset.source_pool(settings, "tr", ["a-1_0_a-2_0"][:0] or lists["tr"][:1])
+
+
+def test_talkers_are_read_off_the_names():
+    assert dataset.parts_of_name("01to030v_0.76421_20ga010m_-0.76421", 2) == ["01to030v", "20ga010m"]
+    assert dataset.parts_of_name("a_1_b_-2.5e-05_c_0", 3) == ["a", "b", "c"]
+    assert [dataset.talker_of(x) for x in ("01to030v", "1089-134686-0000", "t3-tr1")] == ["01t", "1089", "t3"]
+    with pytest.raises(UserError, match="leave --dynamic_mixing out"):
+        dataset.parts_of_name("no gains here", 2)
+
+
+def test_one_tracing_for_all_lengths(pipeline):
+    batches = pipeline(epoch=0)
+    traced = []
+
+    @tf.function(input_signature=[batches.element_spec])
+    def frames(batch):
+        traced.append(1)
+        return tf.shape(batch["mixture"])[1]
+
+    lengths = {int(frames(batch)) for epoch in range(3) for batch in pipeline(epoch=epoch)}
+    assert len(traced) == 1 and lengths
+
+
+def test_lengths_are_free_in_the_pipelines_of_whole_utterances(utterances):
+    for batches in (dataset.training_batches(utterances, 2, 0, 0), dataset.evaluation_batches(utterances)):
+        free = dataset.free_lengths(batches.element_spec)
+        for batch in batches:
+            assert all(free[key].is_compatible_with(value) for key, value in batch.items())
+        assert batches.element_spec["mixture"].shape.as_list()[1:] == [None, 33, 2]
+        assert len({batch["mixture"].shape[1] for batch in batches}) > 1
+
+
+def test_a_batch_that_cannot_be_read_names_the_file():
+    broken = tf.data.Dataset.from_tensors("nowhere.npy").map(dataset.read_npy)
+
+    def check():
+        raise UserError("nowhere.npy: missing")
+
+    with pytest.raises(UserError, match="nowhere.npy: missing"):
+        list(dataset.checked(broken, check))
+    with pytest.raises(UserError, match="cannot be read.*nowhere.npy"):
+        list(dataset.checked(broken, lambda: None))
+    assert list(dataset.checked(tf.data.Dataset.range(3), check)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 5), (4, 1, 6)])
+def test_read_npy(tmp_path, shape):
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    path = str(tmp_path / "a.npy")
+    np.save(path, array)
+    np.testing.assert_array_equal(dataset.read_npy(path), array)
+    with open(path, "r+b") as file:
+        file.truncate(128 + 4)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        dataset.read_npy(path)

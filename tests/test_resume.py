@@ -1,0 +1,165 @@
+"""A run that was killed, wherever, and started again ends in the same bits as one that was not."""
+
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+import speech
+
+EXP = "exp/deep_casa_wsj"
+SIMUL = speech.SIMUL | dict(epoch=3, save_steps=2, batch_size=2)
+SEQ = speech.SEQ | dict(epoch=3, save_steps=2)
+LAST_SIMUL, LAST_SEQ = 6, 12  # steps of 3 epochs of 4 mixtures, +1: the step that would come next
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A corpus with its features, and runs of both stages that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("resume")
+    speech.make_corpus(folder, dict(tr=4, cv=1, tt=1))
+    speech.succeed(folder, "feat/feat_gen.py", num_workers=1, **speech.STFT)
+    speech.succeed(folder, "nn/simul_group.py", time_stamp="simul", **SIMUL)
+    speech.succeed(folder, "nn/simul_group.py", is_deploy=2, time_stamp="simul", **SIMUL)
+    speech.succeed(folder, "nn/seq_group.py", time_stamp="seq", **SEQ)
+    return folder
+
+
+def run_folder(folder, stamp):
+    return folder / EXP / "models" / stamp
+
+
+def prefix(folder, stamp, step):
+    return run_folder(folder, stamp) / f"deep_casa_wsj_model.ckpt_step_{step}"
+
+
+def index(folder, stamp, step):
+    return prefix(folder, stamp, step).with_name(prefix(folder, stamp, step).name + ".index")
+
+
+def start_again_at(folder, source, stamp, step):
+    """A run folder `stamp` as `source` was when its checkpoint of `step` was the newest."""
+    target = run_folder(folder, stamp)
+    shutil.copytree(run_folder(folder, source), target)
+    for path in target.glob("*ckpt_step_*"):
+        if int(path.name.split("_step_")[1].split(".")[0]) > step:
+            path.unlink()
+
+
+def test_stage_1_after_sigkill(folder):
+    for step in (3, 5):
+        process = subprocess.Popen(
+            speech.command("nn/simul_group.py", time_stamp="killed", **SIMUL),
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 300
+        while not index(folder, "killed", step).exists() and time.monotonic() < deadline:
+            assert process.poll() is None, "ended before it could be killed"
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+    printed = speech.succeed(folder, "nn/simul_group.py", time_stamp="killed", **SIMUL)
+    assert "going on at step" in printed or "trained to the end" in printed
+    speech.assert_same_checkpoints(prefix(folder, "simul", LAST_SIMUL), prefix(folder, "killed", LAST_SIMUL))
+    best = [(run_folder(folder, stamp) / "best").read_text() for stamp in ("simul", "killed")]
+    assert best[0] == best[1]
+    assert not list(run_folder(folder, "killed").glob(".saving_*"))
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_stage_2_from_every_kind_of_checkpoint(folder, step):
+    start_again_at(folder, "seq", f"seq_{step}", step)
+    printed = speech.succeed(folder, "nn/seq_group.py", time_stamp=f"seq_{step}", **SEQ)
+    assert f"going on at step {step} of" in printed
+    speech.assert_same_checkpoints(prefix(folder, "seq", LAST_SEQ), prefix(folder, f"seq_{step}", LAST_SEQ))
+
+
+def test_a_half_written_checkpoint_is_passed_over(folder):
+    start_again_at(folder, "seq", "half", 9)
+    os.truncate(str(prefix(folder, "half", 9)) + ".data-00000-of-00001", 700)
+    printed = speech.succeed(folder, "nn/seq_group.py", time_stamp="half", **SEQ)
+    assert f"{EXP}/models/half/deep_casa_wsj_model.ckpt_step_9: damaged or half-written" in printed
+    assert "going on at step 7 of" in printed
+    speech.assert_same_checkpoints(prefix(folder, "seq", LAST_SEQ), prefix(folder, "half", LAST_SEQ))
+
+
+def test_interrupted_while_saving(folder, monkeypatch):
+    replace = os.replace
+
+    def interrupted(source, target):
+        if str(target).endswith("step_7.index"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        done = speech.run_here(folder, "nn/seq_group.py", time_stamp="stopped", **SEQ)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1].startswith("stopped:") and "same command" in done.stderr
+    assert "Traceback" not in done.stderr
+    speech.succeed(folder, "nn/seq_group.py", time_stamp="stopped", **SEQ)
+    speech.assert_same_checkpoints(prefix(folder, "seq", LAST_SEQ), prefix(folder, "stopped", LAST_SEQ))
+
+
+def test_sigterm_says_how_to_go_on(folder):
+    process = subprocess.Popen(
+        speech.command("nn/seq_group.py", time_stamp="terminated", **speech.SEQ | dict(epoch=10000)),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not index(folder, "terminated", 5).exists() and time.monotonic() < deadline:
+        assert process.poll() is None, "ended before it could be stopped"
+        time.sleep(0.01)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "stopped: " in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_the_best_is_marked_again(folder):
+    start_again_at(folder, "seq", "unmarked", LAST_SEQ)
+    best = run_folder(folder, "unmarked") / "best"
+    marked = best.read_text()
+    best.unlink()
+    assert "trained to the end" in speech.succeed(folder, "nn/seq_group.py", time_stamp="unmarked", **SEQ)
+    assert best.read_text() == marked
+
+
+def test_a_longer_run_goes_on_from_the_end_of_a_shorter(folder):
+    start_again_at(folder, "seq", "longer", LAST_SEQ)
+    printed = speech.succeed(folder, "nn/seq_group.py", time_stamp="longer", **SEQ | dict(epoch=4))
+    assert f"going on at step {LAST_SEQ} of 15" in printed and index(folder, "longer", 16).exists()
+
+
+def test_refuses_to_go_on_with_other_flags(folder):
+    start_again_at(folder, "seq", "other", 5)
+
+    def line(**flags):
+        return speech.refuse(folder, "nn/seq_group.py", time_stamp="other", **SEQ | flags)
+
+    assert "is missing; it was trained with other flags" in line(n_dilation_each_block=3)
+    assert "use the flags that it was trained with" in line(n_dilated_units=4)
+    assert "is missing; it was trained with other flags" in line(n_tcn_block=3)
+    assert "no state of the optimiser" in line(optimizer="momentum")
+    first_stage = f"{EXP}/models/simul/best"
+    assert "would be passed over" in line(resume_model=first_stage)
+    config = run_folder(folder, "other") / "config.json"
+    config.write_text(config.read_text().replace("8000", "16000"))
+    assert "--sample_rate" in line()
+
+
+def test_a_full_disk_while_saving_keeps_what_was_saved(folder):
+    """Files may hold 8 kB, which the first event file does and a checkpoint does not."""
+    line = speech.refuse(
+        folder, "nn/seq_group.py", time_stamp="full", runner=speech.run, largest_file=8192, **SEQ
+    )
+    assert "models/full" in line and "make room" in line
+    assert not [*run_folder(folder, "full").glob("*ckpt*"), *run_folder(folder, "full").glob(".saving_*")]
+    speech.succeed(folder, "nn/seq_group.py", time_stamp="full", **SEQ)
+    speech.assert_same_checkpoints(prefix(folder, "seq", LAST_SEQ), prefix(folder, "full", LAST_SEQ))
