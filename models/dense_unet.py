@@ -71,9 +71,20 @@ class DenseBlock(keras.layers.Layer):
         self.norms = [make(f"norm_{i}") for i in range(5)]
         self.mapping_norm = make("mapping_norm")
 
+    def build(self, input_shapes):
+        rows, shapes = input_shapes[0][1], list(input_shapes)
+        shape = (None, rows, None, self.channels)
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
+            conv.build(shapes)
+            norm.build(shape)
+            if i == 2:
+                self.mapping.build(shape)
+                self.mapping_norm.build(shape)
+            shapes.append(shape)
+
     def call(self, maps, training=False):
         maps, rows = list(maps), maps[0].shape[1]
-        in_tiles = row_tiles_pay(rows, self.compute_dtype)
+        in_tiles = row_tiles_pay(rows, self.channels, self.compute_dtype)
         left = 2 if self.causal else 0
         tiles = [row_tiles(x, left) for x in maps] if in_tiles else []
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
@@ -111,7 +122,8 @@ class DenseUNet(keras.Model):
     def __init__(
         self, talkers=2, channels=64, scales=4, bins=129, causal=False, dropout=0.5, seed=None, **kwargs
     ):
-        super().__init__(**{"name": "dense_unet"} | kwargs)
+        # Without autocast the mixture, which the masks multiply, stays float32 in mixed precision.
+        super().__init__(**{"name": "dense_unet", "autocast": False} | kwargs)
         self.settings = dict(
             talkers=talkers, channels=channels, scales=scales, bins=bins, causal=causal, dropout=dropout
         )
@@ -141,7 +153,29 @@ class DenseUNet(keras.Model):
             ]
         self.hidden = DenseConv2D(channels, 1, kernel_initializer="glorot_uniform", name="hidden")
         self.masks = DenseConv2D(2 * talkers, 1, kernel_initializer="glorot_uniform", name="masks")
-        self(keras.KerasTensor((1, None, bins, 2)))  # makes every weight
+        self.build((None, None, bins, 2))
+
+    def build(self, input_shape):
+        # From the sizes, where Keras would trace every block twice and the net once.
+        (before, after), _ = frequency_padding(self.bins, self.scales)
+        rows = self.bins + before + after
+
+        def shape(channels=self.settings["channels"]):
+            return (None, rows, None, channels)
+
+        self.encoder[0].build([shape(2)])
+        for down, block in zip(self.downs, self.encoder[1:]):
+            rows -= 2
+            down.build(shape())
+            rows //= 2
+            block.build([shape()])
+        for up, norm, block in zip(self.ups, self.up_norms, self.decoder):
+            up.build(shape())
+            rows = 2 * (rows - 2)
+            norm.build(shape())
+            block.build([shape(), shape()])
+        self.hidden.build([shape()])
+        self.masks.build([shape()])
 
     def call(self, mixture, training=False):
         masks = self.estimate_masks(mixture, training)  # [B, F, T, C * 2]

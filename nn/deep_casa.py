@@ -43,6 +43,15 @@ def define_flags(**training_defaults):
     flags.DEFINE_float("segment_seconds", 0.0, "train on pieces of so many seconds; 0: whole utterances", lower_bound=0)
 
 
+def define_grouping_flags():
+    """Sizes of the second stage."""
+    flags.DEFINE_integer("n_tcn_block", 4, "series of dilated blocks", lower_bound=1)
+    flags.DEFINE_integer("n_dilation_each_block", 7, "dilated blocks in a series", lower_bound=1)
+    flags.DEFINE_integer("n_dilated_units", 512, "channels of a dilated block", lower_bound=1)
+    flags.DEFINE_integer("n_bottle", 256, "channels between dilated blocks", lower_bound=1)
+    flags.DEFINE_integer("embedding_dim", 40, "size of an embedding", lower_bound=1)
+
+
 def read_list(set_name):
     """Names of the mixtures of a set."""
     return read_names(FLAGS.wav_list_folder, set_name, FLAGS.talkers)

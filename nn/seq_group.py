@@ -223,11 +223,7 @@ def main(_):
 if __name__ == "__main__":
     deep_casa.define_flags(learning_rate=2.5e-4, lr_decay=0.93)
     flags.DEFINE_float("keep_prob", 0.7, "probability of keeping each outer tap of the dilated filters", 0.0, 1.0)
-    flags.DEFINE_integer("n_tcn_block", 4, "series of dilated blocks", lower_bound=1)
-    flags.DEFINE_integer("n_dilation_each_block", 7, "dilated blocks in a series", lower_bound=1)
-    flags.DEFINE_integer("n_dilated_units", 512, "channels of a dilated block", lower_bound=1)
-    flags.DEFINE_integer("n_bottle", 256, "channels between dilated blocks", lower_bound=1)
-    flags.DEFINE_integer("embedding_dim", 40, "size of an embedding", lower_bound=1)
+    deep_casa.define_grouping_flags()
     flags.DEFINE_float("beta_2", 0.9, "of Adam", 0.0, 1.0)
     flags.DEFINE_string("simul_model", "", "checkpoint of the first stage, to make its estimates with")
     run_script(main)

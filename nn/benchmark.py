@@ -1,0 +1,254 @@
+"""Cost of a system: parameters, MACs, time of the forward pass and of a training step, memory.
+
+    python nn/benchmark.py --system dense_unet --seconds 1 --threads 1
+    python nn/benchmark.py --system sequential_grouping --causal --json cost.json
+    python nn/benchmark.py --system dense_unet --n_channels 16 --input      is reading ever the bottleneck?
+
+Times are medians. CPU seconds are those of the whole process and depend less on what else the machine does.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from feat import dataset
+from feat.audio import to_int16, write_pcm16
+from feat.feat_gen import FeatureSettings, generate, settings_from_flags
+from feat.files import run_script, write_text
+from feat.lists import mixture_paths
+from models.conv import FrequencyMapping, UpConv2D
+from nn import deep_casa, train
+from nn.optimizers import make_optimizer
+from nn.seq_group import SequentialGroupingObjective
+from nn.simul_group import SimultaneousGrouping
+
+FLAGS = flags.FLAGS
+
+
+def make_dense_unet():
+    """(model, objective) of the first stage."""
+    model = deep_casa.make_dense_unet()
+    return model, SimultaneousGrouping(model, FLAGS.fft_size, FLAGS.hop_size)
+
+
+def make_sequential_grouping():
+    """(model, objective) of the second stage; its estimates are given."""
+    model = deep_casa.make_grouping()
+    return model, SequentialGroupingObjective(model)
+
+
+# How to build each system, and what its model is called on.
+SYSTEMS = {
+    "dense_unet": (make_dense_unet, lambda batch: batch["mixture"]),
+    "sequential_grouping": (make_sequential_grouping, lambda batch: (batch["mixture"], batch["estimates"])),
+}
+
+
+def random_batch(settings, batch_size, seconds, seed=0):
+    """A batch of noise, as feat.dataset makes them, with estimates."""
+    generator = np.random.default_rng(seed)
+    samples = int(seconds * settings.sample_rate)
+    frames = max(1, (samples - settings.fft_size) // settings.hop_size + 1)
+    covered = (frames - 1) * settings.hop_size + settings.fft_size
+    spectra = (batch_size, settings.talkers, frames, settings.bins, 2)
+    batch = {
+        "sources": generator.standard_normal(spectra, np.float32),
+        "estimates": generator.standard_normal(spectra, np.float32),
+        "waveforms": generator.standard_normal((batch_size, settings.talkers, covered), np.float32),
+        "frames": np.full(batch_size, frames, np.int32),
+        "index": np.arange(batch_size, dtype=np.int32),
+    }
+    batch["mixture"] = batch["sources"].sum(axis=1)
+    return {key: tf.constant(value) for key, value in batch.items()}
+
+
+def count_macs(model, inputs):
+    """Multiply-accumulates of one forward pass in convolutions and matrix products, as if computed directly.
+
+    Fast algorithms (FFT, Winograd) need fewer; norms, activations and the STFT are left out.
+    """
+    total = 0
+
+    def watch(layer, call):
+        def counted(x, *arguments, **options):
+            nonlocal total
+            result = call(x, *arguments, **options)
+            # Every value of a kernel is used once at every position of the output, save two layers.
+            positions = int(np.prod(result.shape[:-1]))
+            if isinstance(layer, UpConv2D):
+                positions = int(np.prod(x.shape[:-1]))
+            elif isinstance(layer, FrequencyMapping):
+                positions = int(np.prod(x.shape)) // x.shape[1]
+            total += positions * int(np.prod(layer.kernel.shape))
+            return result
+
+        return counted
+
+    layers = [layer for layer in model._flatten_layers() if getattr(layer, "kernel", None) is not None]
+    calls = [layer.call for layer in layers]
+    for layer, call in zip(layers, calls):
+        layer.call = watch(layer, call)
+    try:
+        model(inputs)
+    finally:
+        for layer, call in zip(layers, calls):
+            layer.call = call
+    return total
+
+
+def time_calls(function, repeats):
+    """Median (CPU seconds, wall seconds) of a call, after one to trace and warm up."""
+    function()
+    cpu, wall = [], []
+    for _ in range(repeats):
+        start = time.process_time(), time.perf_counter()
+        function()
+        cpu.append(time.process_time() - start[0])
+        wall.append(time.perf_counter() - start[1])
+    return statistics.median(cpu), statistics.median(wall)
+
+
+def measure(system, settings, batch_size, seconds, repeats):
+    """Cost of a system on random input: {name: number}."""
+    build, inputs_of = SYSTEMS[system]
+    model, objective = build()
+    batch = random_batch(settings, batch_size, seconds)
+    spec = dataset.free_lengths(batch)
+    macs = count_macs(model, inputs_of(batch))
+    forward = tf.function(lambda batch: model(inputs_of(batch)), input_signature=[spec])
+    forward_cpu, forward_wall = time_calls(lambda: tf.nest.flatten(forward(batch))[0].numpy(), repeats)
+    step = make_step(model, objective, batch_size, spec)
+    step_cpu, step_wall = time_calls(lambda: step(batch, tf.constant(1e-4))["loss"].numpy(), repeats)
+    return {
+        "parameters": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
+        "gmacs_per_second_of_audio": macs / 1e9 / (batch_size * seconds),
+        "forward_cpu_s": forward_cpu,
+        "forward_wall_s": forward_wall,
+        "real_time_factor": forward_wall / (batch_size * seconds),
+        "training_step_cpu_s": step_cpu,
+        "training_step_wall_s": step_wall,
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def make_step(model, objective, batch_size, spec):
+    """The training step of the loop, with Adam."""
+    optimizer = make_optimizer("adam", 1e-4)
+    optimizer.build(model.trainable_variables)
+    return train.make_train_step(model, optimizer, objective, tf.distribute.get_strategy(), batch_size, spec)
+
+
+def measure_input(settings, batch_size, seconds, repeats):
+    """Wall time of a stage-1 training step on batches that are read, over that on a batch held in memory.
+
+    Returns:
+        {"cached": ratio, "on_the_fly": ratio}, medians over `repeats` steps.
+    """
+    model, objective = make_dense_unet()
+    names = [f"mixture{i}" for i in range(4 * batch_size)]
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = FeatureSettings(
+            folder, f"{folder}/feat", settings.talkers, settings.sample_rate, settings.fft_size, settings.hop_size
+        )
+        for name in names:
+            sources = 0.1 * generator.standard_normal((settings.talkers, int(seconds * settings.sample_rate)))
+            signals = [*sources.clip(-0.4, 0.4), sources.sum(axis=0).clip(-0.9, 0.9)]
+            for path, signal in zip(mixture_paths(folder, "tr", name, settings.talkers, settings.sample_rate).values(), signals):
+                write_pcm16(path, to_int16(signal), settings.sample_rate)
+        generate(settings, {"tr": names}, 1)
+        found = {}
+        step = None
+        for kind, from_wavs in (("cached", False), ("on_the_fly", True)):
+            utterances = (dataset.wav_utterances if from_wavs else dataset.cached_utterances)(settings, "tr", names)
+
+            def batches(utterances=utterances, from_wavs=from_wavs):
+                epoch = 0
+                while True:
+                    yield from dataset.training_batches(utterances, batch_size, 0, epoch, from_wavs=from_wavs)
+                    epoch += 1
+
+            stream = batches()
+            held = next(stream)
+            step = step or make_step(model, objective, batch_size, dataset.free_lengths(held))
+
+            def run(batch):
+                return step(batch, tf.constant(1e-4))["loss"].numpy()
+
+            run(held)
+            read, kept = [], []
+            for _ in range(repeats):  # in turn, so that a machine whose speed drifts treats both alike
+                start = time.perf_counter()
+                run(next(stream))
+                middle = time.perf_counter()
+                run(held)
+                read.append(middle - start)
+                kept.append(time.perf_counter() - middle)
+            found[kind] = statistics.median(read) / statistics.median(kept)
+    return found
+
+
+def machine():
+    """What the numbers depend on."""
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), model)
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "threads": FLAGS.threads or os.cpu_count(),
+        "gpus": len(tf.config.list_physical_devices("GPU")),
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+    }
+
+
+def main(_):
+    if FLAGS.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    settings = settings_from_flags()
+    report = {
+        "system": FLAGS.system,
+        "causal": FLAGS.causal,
+        "seconds": FLAGS.seconds,
+        "batch_size": FLAGS.batch_size,
+        "machine": machine(),
+    }
+    if FLAGS.input:
+        ratios = measure_input(settings, FLAGS.batch_size, FLAGS.seconds, FLAGS.repeats)
+        report["step_time_over_that_in_memory"] = ratios
+    else:
+        report["cost"] = measure(FLAGS.system, settings, FLAGS.batch_size, FLAGS.seconds, FLAGS.repeats)
+    for name, value in report.items():
+        if not isinstance(value, dict):
+            print(f"{name:28} {value}")
+    for group in report.values():
+        if isinstance(group, dict):
+            for name, value in group.items():
+                print(f"{name:28} {value:.4g}" if isinstance(value, float) else f"{name:28} {value}")
+    if FLAGS.json:
+        write_text(FLAGS.json, json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    deep_casa.define_flags(learning_rate=1e-4, lr_decay=1.0)
+    deep_casa.define_grouping_flags()
+    flags.DEFINE_enum("system", "dense_unet", list(SYSTEMS), "what to measure")
+    flags.DEFINE_float("seconds", 1.0, "length of the mixtures", lower_bound=0.1)
+    flags.DEFINE_integer("threads", 0, "TensorFlow threads; 0: all cores", lower_bound=0)
+    flags.DEFINE_integer("repeats", 7, "calls to take the median of", lower_bound=1)
+    flags.DEFINE_bool("input", False, "compare a step that reads its batch with one on a batch in memory")
+    flags.DEFINE_string("json", "", "file for the same numbers")
+    run_script(main)

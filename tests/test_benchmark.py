@@ -1,0 +1,93 @@
+"""The benchmark as a person runs it, and what it counts against hand counts and published sizes."""
+
+import json
+
+import numpy as np
+import pytest
+from speech import run
+
+from models.dense_unet import DenseUNet
+from models.grouping import SequentialGrouping
+from nn.benchmark import count_macs
+
+TINY = dict(fft_size=16, hop_size=8, n_layers=1, n_channels=2, seconds=0.1, threads=1, repeats=2, json="cost.json")
+TINY_TCN = dict(n_tcn_block=1, n_dilation_each_block=2, n_dilated_units=4, n_bottle=3, embedding_dim=2)
+
+
+def report(folder, *flags, **named):
+    """The JSON of a run, which must succeed and print the same table."""
+    ended = run(folder, "nn/benchmark.py", *flags, **TINY | named)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((folder / "cost.json").read_text())
+    for key, value in found.items():
+        for name in value if isinstance(value, dict) else [key]:
+            assert name in ended.stdout
+    assert {"processor", "cores", "threads", "python", "tensorflow", "keras"} <= set(found["machine"])
+    return found
+
+
+@pytest.mark.parametrize(
+    "system, named", [("dense_unet", dict(causal=True, batch_size=2)), ("sequential_grouping", TINY_TCN)]
+)
+def test_cost_of_a_tiny_system(tmp_path, system, named):
+    found = report(tmp_path, system=system, **named)
+    assert found["system"] == system
+    cost = found["cost"]
+    assert all(np.isfinite(value) and value > 0 for value in cost.values())
+    seconds = TINY["seconds"] * found["batch_size"]
+    np.testing.assert_allclose(cost["real_time_factor"], cost["forward_wall_s"] / seconds)
+    assert {"parameters", "gmacs_per_second_of_audio", "forward_cpu_s", "training_step_cpu_s"} < set(cost)
+    assert {"training_step_wall_s", "peak_memory_mib"} < set(cost)
+
+
+def test_reading_is_compared_with_memory(tmp_path):
+    ratios = report(tmp_path, "--input")["step_time_over_that_in_memory"]
+    assert set(ratios) == {"cached", "on_the_fly"}
+    # A step of the tiny net takes a few milliseconds, so that this only says that both were measured.
+    assert all(0.1 < ratio < 100 for ratio in ratios.values())
+
+
+@pytest.mark.parametrize(
+    "build, parameters",
+    [
+        (lambda: DenseUNet(), 4_722_380),
+        (lambda: DenseUNet(causal=True), 4_688_588),
+        (lambda: SequentialGrouping(), 8_040_620),
+    ],
+    ids=["dense_unet", "causal dense_unet", "sequential_grouping"],
+)
+def test_published_sizes(build, parameters):
+    assert sum(int(np.prod(v.shape)) for v in build().trainable_variables) == parameters
+
+
+def test_macs_of_the_dense_unet_by_hand():
+    n, talkers = 3, 2
+
+    def block(rows, columns, width):
+        inner = 9 * width * n + 9 * (width + n) * n + (width + 2 * n) * n + rows * n + 9 * (width + 3 * n) * n
+        return rows * columns * inner + (rows - 2) * (columns - 2) * 9 * (width + 4 * n) * n
+
+    # 65 bins and 4 frames become 74 rows and 12 columns. At that height convolutions are in row tiles.
+    expected = (
+        block(74, 12, 2)
+        + 36 * 5 * 4 * n  # down
+        + block(36, 5, n)
+        + 34 * 3 * 4 * n * n  # up
+        + block(68, 6, 2 * n)
+        + 66 * 4 * (n * n + n * 2 * talkers)
+    )
+    mixture = np.zeros((2, 4, 65, 2), "float32")
+    assert count_macs(DenseUNet(channels=n, scales=1, bins=65), mixture) == 2 * expected
+
+
+def test_macs_of_sequential_grouping_by_hand():
+    units, bottleneck, dimension = 6, 4, 3
+    model = SequentialGrouping(
+        bins=9, blocks=2, dilations=1, units=units, bottleneck=bottleneck, embedding_dim=dimension, scales=1
+    )
+    frames, rows = 4, 10
+    features = rows * 3 * 16 * sum(9 + 16 * i for i in range(4))
+    residual = bottleneck * units + 3 * units + units * bottleneck
+    expected = frames * (features + rows * 16 * bottleneck + 2 * residual + bottleneck * dimension)
+    spectra = np.zeros((1, 2, frames, 9, 2), "float32")
+    assert count_macs(model, (spectra[:, 0], spectra)) == expected
