@@ -100,7 +100,7 @@ deep_casa() {
   local corpus_flags=() feature_sets=tr,cv,tt simul_flags=() seq_flags=() stft_flags=()
   local models=exp/$exp_name/models
   case $preset in
-    small) # About 12 minutes on two cores; every number was tried on the built-in corpus.
+    small) # Small enough for two CPU cores; every number was tried on the built-in corpus.
       corpus_flags=(--tr_talkers=200 --tr_mixtures=1000 --cv_mixtures=20 --tt_mixtures=60)
       feature_sets=cv,tt
       stft_flags=(--hop_size=128)
