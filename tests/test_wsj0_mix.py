@@ -48,8 +48,8 @@ def succeed(*flags):
 def fail(*flags):
     result = run(*flags)
     assert result.returncode == 1, result.stdout
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]  # beside progress bars
     return line
 
 
