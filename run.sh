@@ -109,7 +109,7 @@ deep_casa() {
         --learning_rate=4e-3 --epoch=1)
       seq_flags=("${small[@]}" --n_tcn_block=3 --n_dilation_each_block=6 --n_dilated_units=128 --n_bottle=64
         --embedding_dim=20 --keep_prob=0.9 --segment_seconds=4 --batch_size=4 --learning_rate=1e-3 --beta_2=0.99
-        --epoch=5)
+        --epoch=4)
       ;;
     original) ;; # the scripts' own defaults
     *) fail "--preset $preset: there are small and original" ;;

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
 
 from feat.files import UserError, atomic_path
 
@@ -138,6 +137,8 @@ def resample(samples, from_hz, to_hz):
     """
     if from_hz == to_hz:
         return samples
+    from scipy.signal import resample_poly  # here, as it takes 40 MB that training has no use for
+
     return resample_poly(samples, to_hz, from_hz)
 
 

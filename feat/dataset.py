@@ -10,9 +10,12 @@ Every pipeline gives batches that are dictionaries:
   index      [batch] int32                          line of the list, for messages
 
 All dimensions but talkers, bins and 2 are free, so that a tf.function traced once takes every batch.
+
+Several processes and devices share a global batch: see Share.
 """
 
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -39,31 +42,45 @@ BUCKET_BATCHES = 50  # batches whose utterances are sorted by length together
 
 @dataclasses.dataclass(frozen=True)
 class Utterances:
-    """The mixtures of a set, in the order of its list.
+    """The mixtures of a set, in the order of its list; made by `cached_utterances` or `wav_utterances`.
 
     Attributes:
         settings: FeatureSettings.
         set_name: "tr", "cv" or "tt".
         names: names of the mixtures.
         frames: whole frames of each, int array.
+        from_wavs: features are computed from the wavs; otherwise they are read.
+        with_estimates: those of the first stage are read too.
     """
 
     settings: FeatureSettings
     set_name: str
     names: list[str]
     frames: np.ndarray
+    from_wavs: bool
+    with_estimates: bool = False
 
     def __len__(self):
         return len(self.names)
 
     def first(self, count):
-        """The first `count` utterances; all if count is 0."""
-        if not count:
-            return self
-        return dataclasses.replace(self, names=self.names[:count], frames=self.frames[:count])
+        """The first `count` utterances."""
+        return self.some(range(min(count, len(self))))
+
+    def some(self, lines):
+        """Those of the given lines of the list."""
+        lines = list(lines)
+        return dataclasses.replace(self, names=[self.names[i] for i in lines], frames=self.frames[lines])
+
+    def check(self):
+        """Looks at the headers of all files again. Raises UserError, which names the first that cannot be used."""
+        if self.from_wavs:
+            wav_utterances(self.settings, self.set_name, self.names)
+        else:
+            cached_utterances(self.settings, self.set_name, self.names, self.with_estimates)
 
 
-def cached_utterances(settings, set_name, names, with_estimates=False, scales=4):
+def cached_utterances(settings, set_name, names, with_estimates=False):
     """Utterances whose feature files were checked, by their headers.
 
     Args:
@@ -91,24 +108,49 @@ def cached_utterances(settings, set_name, names, with_estimates=False, scales=4)
                     " run nn/simul_group.py --is_deploy 2 again"
                 )
         frames.append(count)
-    return Utterances(settings, set_name, list(names), np.array(frames, np.int64))
-
-
-class _Length:
-    """Frames of a mixture from the headers of its wavs; a class, so that worker processes can take it."""
-
-    def __init__(self, settings, set_name):
-        self.settings, self.set_name = settings, set_name
-
-    def __call__(self, name):
-        samples = mixture_length(self.settings, self.set_name, name)
-        return num_frames(samples, self.settings.fft_size, self.settings.hop_size)
+    return Utterances(settings, set_name, list(names), np.array(frames, np.int64), False, with_estimates)
 
 
 def wav_utterances(settings, set_name, names):
     """Utterances whose wavs were checked, by their headers. Raises UserError, see feat_gen.mixture_length."""
-    frames = parallel_map(_Length(settings, set_name), names, 0 if len(names) > 2000 else 1, "check wavs")
-    return Utterances(settings, set_name, list(names), np.array(frames, np.int64))
+    length = functools.partial(mixture_length, settings, set_name)
+    samples = np.array(parallel_map(length, names, _workers(names), "check wavs"), np.int64)
+    frames = num_frames(samples, settings.fft_size, settings.hop_size)
+    return Utterances(settings, set_name, list(names), frames, True)
+
+
+def _workers(jobs):
+    """Processes to start for quick jobs: all cores for many, none for a few."""
+    return 0 if len(jobs) > 2000 else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one process makes of every global batch: a piece for each of its replicas.
+
+    Attributes:
+        replicas: of all processes; piece i of a batch is that of replica i.
+        first, count: replicas of this process.
+    """
+
+    replicas: int = 1
+    first: int = 0
+    count: int = 1
+
+    def piece_size(self, batch_size):
+        """Examples in a piece. Raises UserError if the batch cannot be cut evenly."""
+        if batch_size % self.replicas:
+            raise UserError(
+                f"--batch_size {batch_size} cannot be shared evenly by {self.replicas} devices;"
+                f" take a multiple of {self.replicas}"
+            )
+        return batch_size // self.replicas
+
+    def examples(self, array):
+        """[batches, batch, ...] -> [examples of this process, ...], piece by piece."""
+        batches, batch_size = array.shape[:2]
+        pieces = array.reshape(batches, self.replicas, self.piece_size(batch_size), *array.shape[2:])
+        return pieces[:, self.first : self.first + self.count].reshape(-1, *array.shape[2:])
 
 
 def epoch_order(frames, batch_size, seed, epoch):
@@ -168,39 +210,39 @@ def checked(batches, check):
         yield batch
 
 
-# Stored features ----------------------------------------------------------------------------------
+# Pipelines ----------------------------------------------------------------------------------------
 
 
-def evaluation_batches(utterances, with_estimates=False, from_wavs=False):
-    """Every utterance once, alone, in the order of the list."""
+def evaluation_batches(utterances, share=Share()):
+    """Every utterance once, alone, in the order of the list.
+
+    Replicas take turns. Where they do not come out even, the last ones get the first utterance with index -1.
+    """
     count = len(utterances)
-    read = _wav_reader(utterances) if from_wavs else _cache_reader(utterances, with_estimates)
-    examples = tf.data.Dataset.from_tensor_slices((np.arange(count, dtype=np.int32), np.zeros(count, np.float32)))
-    return examples.map(read, tf.data.AUTOTUNE).batch(1).prefetch(2)
+    lines = np.arange(-(-count // share.replicas) * share.replicas)
+    index = np.where(lines < count, lines, -1)
+    frames = utterances.frames[np.maximum(index, 0)]
+    return _batches(_reader(utterances), (index, 0 * frames, frames, frames), share.replicas, share)
 
 
-def training_batches(
-    utterances, batch_size, seed, epoch, skip=0, segment_frames=0, with_estimates=False, from_wavs=False
-):
+def evaluate(utterances):
+    """Iterates over `evaluation_batches`; a file that went bad since the check is named."""
+    return checked(evaluation_batches(utterances), utterances.check)
+
+
+def training_batches(utterances, batch_size, seed, epoch, skip=0, segment_frames=0, share=Share()):
     """The batches of one epoch, without the first `skip`.
 
     Args:
+        batch_size: of the global batch.
         segment_frames: cut a piece of so many frames out of longer utterances; 0: whole utterances.
-        with_estimates: read the estimates of the first stage too.
-        from_wavs: compute the features from the wavs; no file of features is needed.
     """
     order = epoch_order(utterances.frames, batch_size, seed, epoch)
-    cuts = np.random.default_rng((seed, epoch, 2)).random(order.shape).astype(np.float32)
-    read = (
-        _wav_reader(utterances, segment_frames)
-        if from_wavs
-        else _cache_reader(utterances, with_estimates, segment_frames)
-    )
-    examples = tf.data.Dataset.from_tensor_slices(
-        (order[skip:].ravel().astype(np.int32), cuts[skip:].ravel())
-    )
-    examples = examples.map(read, tf.data.AUTOTUNE)
-    return examples.padded_batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    cuts = np.random.default_rng((seed, epoch, 2)).random(order.shape)
+    whole = utterances.frames[order]
+    frames = np.minimum(whole, segment_frames) if segment_frames else whole
+    starts = (cuts * (whole - frames + 1)).astype(np.int64)
+    return _batches(_reader(utterances), (order, starts, frames, frames), batch_size, share, skip)
 
 
 def segment_count(utterances, segment_frames):
@@ -208,103 +250,127 @@ def segment_count(utterances, segment_frames):
     return int(np.sum(-(-utterances.frames // segment_frames)))
 
 
-def segment_batches(utterances, segment_frames, batch_size, seed, epoch, skip=0, from_wavs=False):
+def segment_batches(utterances, segment_frames, batch_size, seed, epoch, skip=0, share=Share()):
     """One epoch of consecutive segments of all utterances, the last of each padded at its end.
 
     As the original trains its causal net: segments of 40 utterances at a time are shuffled. `frames` of a
     batch is always `segment_frames`; the padding counts.
     """
     generator = np.random.default_rng((seed, epoch, 3))
-    order = generator.permutation(len(utterances)).astype(np.int32)
-    read = _wav_reader(utterances) if from_wavs else _cache_reader(utterances)
+    counts = -(-utterances.frames // segment_frames)
+    order = generator.permutation(len(utterances))
+    lines, places = [], []
+    for some in np.split(order, range(40, len(order), 40)):
+        shuffled = generator.permutation(counts[some].sum())
+        lines.append(np.repeat(some, counts[some])[shuffled])
+        places.append(np.concatenate([np.arange(count) for count in counts[some]])[shuffled])
+    whole = sum(map(len, lines)) // batch_size * batch_size
+    lines, places = (np.concatenate(x)[:whole].reshape(-1, batch_size) for x in (lines, places))
+    starts = places * segment_frames
+    frames = np.minimum(utterances.frames[lines] - starts, segment_frames)
+    # Read as padded to the segment, and all of it counts.
+    read = _reader(utterances, frames_of_batch=segment_frames)
+    return _batches(read, (lines, starts, frames, np.full_like(frames, segment_frames)), batch_size, share, skip)
+
+
+def _batches(read, arrays, batch_size, share, skip=0):
+    """Dataset of this share's pieces of batches.
+
+    Args:
+        read: (index, start, frames, longest) -> example.
+        arrays: of [batches, batch_size] or [batches * batch_size], what `read` takes; the last is raised to the
+            longest of each batch.
+    """
+    *arrays, longest = [np.reshape(array, (-1, batch_size)) for array in arrays]
+    longest = np.repeat(longest.max(axis=1, keepdims=True), batch_size, axis=1)
+    slices = tuple(share.examples(array[skip:]).astype(np.int32) for array in (*arrays, longest))
+    return _mapped(slices, read, share.piece_size(batch_size))
+
+
+def _mapped(slices, read, piece_size):
+    examples = tf.data.Dataset.from_tensor_slices(slices).map(read, tf.data.AUTOTUNE)
+    return examples.batch(piece_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _reader(utterances, frames_of_batch=None):
+    """(index, start, frames, longest) -> example: `frames` frames of a mixture, padded to `longest`.
+
+    Args:
+        frames_of_batch: what the example's `frames` says; None: the truth.
+    """
     settings = utterances.settings
-    hop, fft = settings.hop_size, settings.fft_size
+    hop = settings.hop_size
+    load = _load_wavs(utterances) if utterances.from_wavs else _load_files(utterances)
 
-    def cut(example):
-        count = -(-example["frames"] // segment_frames)
-        missing = count * segment_frames - example["frames"]
-
-        mixture = tf.pad(example["mixture"], [[0, missing], [0, 0], [0, 0]])
-        sources = tf.pad(example["sources"], [[0, 0], [0, missing], [0, 0], [0, 0]])
-        bins, talkers = settings.bins, settings.talkers
-        mixture = tf.reshape(mixture, (count, segment_frames, bins, 2))
-        sources = tf.reshape(sources, (talkers, count, segment_frames, bins, 2))
-        samples = num_samples(segment_frames, fft, hop)
-        waveforms = tf.pad(example["waveforms"], [[0, 0], [0, missing * hop]])
-        waveforms = tf.signal.frame(waveforms, samples, segment_frames * hop, axis=-1)
-        return tf.data.Dataset.from_tensor_slices(
-            {
-                "mixture": mixture,
-                "sources": tf.transpose(sources, (1, 0, 2, 3, 4)),
-                "waveforms": tf.transpose(waveforms, (1, 0, 2)),
-                "frames": tf.fill([count], segment_frames),
-                "index": tf.fill([count], example["index"]),
-            }
-        )
-
-    segments = tf.data.Dataset.from_tensor_slices((order, np.zeros(len(order), np.float32)))
-    segments = segments.map(read, tf.data.AUTOTUNE).flat_map(cut)
-    together = max(batch_size, 40 * segment_count(utterances, segment_frames) // len(utterances))
-    shuffled = segments.shuffle(together, seed=int(generator.integers(2**31)))
-    batches = shuffled.batch(batch_size, drop_remainder=True)
-    return batches.skip(skip).prefetch(tf.data.AUTOTUNE)
-
-
-def _cache_reader(utterances, with_estimates=False, segment_frames=0):
-    """(index, cut in [0, 1)) -> example, from the .npy files."""
-    settings, set_name = utterances.settings, utterances.set_name
-    paths = {
-        "features": [cache.feature_path(settings.feat_folder, set_name, name) for name in utterances.names],
-        "waveforms": [cache.wave_path(settings.feat_folder, set_name, name) for name in utterances.names],
-    }
-    if with_estimates:
-        paths["estimates"] = [
-            cache.estimate_path(settings.feat_folder, set_name, name) for name in utterances.names
-        ]
-    paths = {key: tf.constant(value) for key, value in paths.items()}
-    signals, bins = settings.talkers + 1, settings.bins
-
-    def read(index, cut):
-        features = tf.reshape(read_npy(paths["features"][index]), (signals, 2, -1, bins))
-        spectra = tf.transpose(features, (0, 2, 3, 1))  # [C + 1, T, F, 2]
-        waveforms = tf.ensure_shape(read_npy(paths["waveforms"][index]), (signals, None))[:-1]
-        frames = tf.shape(spectra)[1]
-        estimates = None
-        if with_estimates:
-            estimates = tf.ensure_shape(read_npy(paths["estimates"][index]), (settings.talkers, None, None))
-            estimates = tf.reshape(estimates, (settings.talkers, tf.shape(estimates)[1], -1, 2))
-            # The padding stands before the utterance, and around its bins.
-            extra = (tf.shape(estimates)[2] - bins) // 2
-            estimates = estimates[:, tf.shape(estimates)[1] - frames :, extra : extra + bins]
-            estimates = tf.ensure_shape(estimates, (settings.talkers, None, bins, 2))
-        return _example(settings, index, spectra, waveforms, estimates, cut, segment_frames)
+    def read(index, start, frames, longest):
+        samples = num_samples(frames, settings.fft_size, hop)
+        missing = longest - frames
+        example = load(tf.maximum(index, 0), start, frames, start * hop, samples)
+        paddings = {
+            "mixture": [[0, missing], [0, 0], [0, 0]],
+            "sources": [[0, 0], [0, missing], [0, 0], [0, 0]],
+            "waveforms": [[0, 0], [0, missing * hop]],
+            "estimates": [[0, 0], [0, missing], [0, 0], [0, 0]],
+        }
+        example = {key: tf.pad(value, paddings[key]) for key, value in example.items()}
+        return example | {"frames": frames if frames_of_batch is None else frames_of_batch, "index": index}
 
     return read
 
 
-def _example(settings, index, spectra, waveforms, estimates, cut, segment_frames):
-    """Cuts a piece out of an utterance and names its parts."""
-    frames = tf.shape(spectra)[1]
-    if segment_frames:
-        spare = tf.maximum(frames - segment_frames, 0)
-        start = tf.cast(cut * tf.cast(spare + 1, tf.float32), tf.int32)
-        frames = frames - spare
-        samples = num_samples(frames, settings.fft_size, settings.hop_size)
-        first = start * settings.hop_size
-        spectra = spectra[:, start : start + frames]
-        waveforms = waveforms[:, first : first + samples]
-        if estimates is not None:
-            estimates = estimates[:, start : start + frames]
-    example = {
-        "mixture": spectra[-1],
-        "sources": spectra[:-1],
-        "waveforms": waveforms,
-        "frames": frames,
-        "index": index,
+def _load_files(utterances):
+    """(index, start, frames, first, samples) -> that part of a mixture, from the .npy files."""
+    settings, set_name = utterances.settings, utterances.set_name
+    kinds = {"features": cache.feature_path, "waveforms": cache.wave_path, "estimates": cache.estimate_path}
+    if not utterances.with_estimates:
+        del kinds["estimates"]
+    paths = {
+        kind: tf.constant([path(settings.feat_folder, set_name, name) for name in utterances.names])
+        for kind, path in kinds.items()
     }
-    if estimates is not None:
-        example["estimates"] = estimates
-    return example
+    signals, bins = settings.talkers + 1, settings.bins
+
+    def load(index, start, frames, first, samples):
+        features = tf.reshape(read_npy(paths["features"][index]), (signals, 2, -1, bins))
+        total = tf.shape(features)[2]
+        spectra = tf.transpose(features[:, :, start : start + frames], (0, 2, 3, 1))  # [C + 1, T, F, 2]
+        waveforms = tf.ensure_shape(read_npy(paths["waveforms"][index]), (signals, None))
+        example = {
+            "mixture": spectra[-1],
+            "sources": spectra[:-1],
+            "waveforms": waveforms[:-1][:, first : first + samples],
+        }
+        if utterances.with_estimates:
+            estimates = tf.ensure_shape(read_npy(paths["estimates"][index]), (settings.talkers, None, None))
+            estimates = tf.reshape(estimates, (settings.talkers, tf.shape(estimates)[1], -1, 2))
+            # The padding stands before the utterance, and around its bins.
+            extra = (tf.shape(estimates)[2] - bins) // 2
+            begin = tf.shape(estimates)[1] - total + start
+            estimates = estimates[:, begin : begin + frames, extra : extra + bins]
+            example["estimates"] = tf.ensure_shape(estimates, (settings.talkers, None, bins, 2))
+        return example
+
+    return load
+
+
+def _load_wavs(utterances):
+    """(index, start, frames, first, samples) -> that part of a mixture, from the wavs."""
+    settings = utterances.settings
+    paths = tf.constant([settings.wav_paths(utterances.set_name, name) for name in utterances.names])
+
+    def load(index, start, frames, first, samples):
+        signals = [_read_wav(paths[index, i])[first : first + samples] for i in range(settings.talkers + 1)]
+        return _features(settings, tf.stack(signals))
+
+    return load
+
+
+def _features(settings, signals):
+    """Signals of the talkers and the mixture, [talkers + 1, samples] -> parts of an example."""
+    frames = tf.signal.frame(signals, settings.fft_size, settings.hop_size)
+    spectra = tf.signal.rfft(frames * sqrt_hann(settings.fft_size).astype(np.float32))
+    spectra = tf.stack([tf.math.real(spectra), tf.math.imag(spectra)], axis=-1)
+    return {"mixture": spectra[-1], "sources": spectra[:-1], "waveforms": signals[:-1]}
 
 
 def read_npy(path):
@@ -317,34 +383,9 @@ def read_npy(path):
     return tf.reshape(values, tf.strings.to_number(tf.boolean_mask(numbers, numbers != ""), tf.int32))
 
 
-# Features on the fly ------------------------------------------------------------------------------
-
-
-def _wav_reader(utterances, segment_frames=0):
-    """(index, cut in [0, 1)) -> example, from the wavs."""
-    settings = utterances.settings
-    paths = tf.constant([settings.wav_paths(utterances.set_name, name) for name in utterances.names])
-
-    def read(index, cut):
-        signals = tf.stack([_read_wav(paths[index, i]) for i in range(settings.talkers + 1)])
-        spectra = _stft(settings, signals)
-        covered = num_samples(tf.shape(spectra)[1], settings.fft_size, settings.hop_size)
-        # Not signals[:-1, :covered], which forgets the number of talkers.
-        return _example(settings, index, spectra, signals[:-1][:, :covered], None, cut, segment_frames)
-
-    return read
-
-
 def _read_wav(path):
     """[samples], float32, of a 16-bit mono wav."""
     return tf.audio.decode_wav(tf.io.read_file(path), desired_channels=1)[0][:, 0]
-
-
-def _stft(settings, signals):
-    """[..., samples] -> [..., frames, bins, 2]."""
-    frames = tf.signal.frame(signals, settings.fft_size, settings.hop_size)
-    spectra = tf.signal.rfft(frames * sqrt_hann(settings.fft_size).astype(np.float32))
-    return tf.stack([tf.math.real(spectra), tf.math.imag(spectra)], axis=-1)
 
 
 # Dynamic mixing -----------------------------------------------------------------------------------
@@ -372,17 +413,12 @@ class Pool:
         return len(self.paths)
 
 
-class _Level:
-    """(root mean square, samples) of a wav; a class, so that worker processes can take it."""
-
-    def __init__(self, settings):
-        self.settings = settings
-
-    def __call__(self, path):
-        samples = read_mono(path, self.settings.sample_rate)
-        if len(samples) < self.settings.fft_size:
-            raise UserError(f"{path}: {len(samples)} samples are shorter than one window; remove it from the list")
-        return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))), len(samples)
+def _level(settings, path):
+    """(root mean square, samples) of a wav."""
+    samples = read_mono(path, settings.sample_rate)
+    if len(samples) < settings.fft_size:
+        raise UserError(f"{path}: {len(samples)} samples are shorter than one window; remove it from the list")
+    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))), len(samples)
 
 
 def source_pool(settings, set_name, names):
@@ -398,7 +434,7 @@ def source_pool(settings, set_name, names):
         paths = settings.wav_paths(set_name, name)
         for utterance, path in zip(parts_of_name(name, settings.talkers), paths):
             found.setdefault(utterance, path)
-    measured = parallel_map(_Level(settings), found.values(), 0 if len(found) > 2000 else 1, "measure sources")
+    measured = parallel_map(functools.partial(_level, settings), found.values(), _workers(found), "measure sources")
     kept = [(u, p, level, n) for (u, p), (level, n) in zip(found.items(), measured) if level > 0]
     speakers = [talker_of(utterance) for utterance, *_ in kept]
     numbers = {speaker: i for i, speaker in enumerate(sorted(set(speakers)))}
@@ -435,32 +471,50 @@ def talker_of(utterance):
     return re.split(r"[-_]", utterance)[0]
 
 
-def mixed_batches(pool, batch_size, batches, segment_frames, seed, epoch, skip=0, gain_db=2.5):
-    """One epoch of mixtures that were never heard before.
+def draw_mixtures(pool, count, samples, seed, epoch, gain_db=2.5):
+    """What the mixtures of an epoch are made of.
 
-    Talkers are drawn first, then one utterance of each, a piece of each, and gains: utterances of equal
-    power are put up to `gain_db` above and below it, and the sum is scaled to a peak of 0.9, as WSJ0-2mix
-    is. Sources shorter than the segment end in silence.
+    Talkers are drawn first, then one utterance of each, a piece of each, and gains: utterances of equal power
+    are put up to `gain_db` above and below it, as in WSJ0-2mix.
 
     Args:
-        batches: batches in an epoch.
-        segment_frames: frames of every mixture.
+        count: mixtures.
+        samples: of each.
+
+    Returns:
+        (picked, starts, scales), each [count, talkers]: indices in the pool, first samples, factors.
     """
-    settings = pool.settings
-    count, talkers = batches * batch_size, settings.talkers
+    talkers = pool.settings.talkers
     generator = np.random.default_rng((seed, epoch, 4))
     chosen = np.argsort(generator.random((count, pool.talkers.max() + 1)), axis=1)[:, :talkers]
     by_talker = [np.flatnonzero(pool.talkers == talker) for talker in range(pool.talkers.max() + 1)]
     sizes = np.array([len(some) for some in by_talker])
     table = np.stack([np.resize(some, sizes.max()) for some in by_talker])
     picked = table[chosen, (generator.random(chosen.shape) * sizes[chosen]).astype(np.int64)]
-    samples = num_samples(segment_frames, settings.fft_size, settings.hop_size)
     spare = np.maximum(pool.samples[picked] - samples, 0)
     starts = (generator.random(picked.shape) * (spare + 1)).astype(np.int32)
     gains = generator.uniform(0, gain_db, count) * generator.choice([-1, 1], count)
     # As in the lists: the gains of two talkers are opposite, a third stays at 0 dB.
     gains_db = np.stack([gains, -gains, *[np.zeros(count)] * (talkers - 2)], axis=1)
-    scales = (10 ** (gains_db / 20) / pool.levels[picked]).astype(np.float32)
+    return picked.astype(np.int32), starts, (10 ** (gains_db / 20) / pool.levels[picked]).astype(np.float32)
+
+
+def mixed_batches(
+    pool, batch_size, batches, segment_frames, seed, epoch, skip=0, gain_db=2.5, share=Share()
+):
+    """One epoch of mixtures that were never heard before, see `draw_mixtures`.
+
+    The sum is scaled to a peak of 0.9, as WSJ0-2mix is. Sources shorter than the segment end in silence.
+
+    Args:
+        batch_size: of the global batch.
+        batches: batches in an epoch.
+        segment_frames: frames of every mixture.
+    """
+    settings = pool.settings
+    count, talkers = batches * batch_size, settings.talkers
+    samples = num_samples(segment_frames, settings.fft_size, settings.hop_size)
+    drawn = draw_mixtures(pool, count, samples, seed, epoch, gain_db)
     paths = tf.constant(pool.paths)
 
     def mix(index, picked, starts, scales):
@@ -473,9 +527,10 @@ def mixed_batches(pool, batch_size, batches, segment_frames, seed, epoch, skip=0
         mixture = tf.reduce_sum(sources, axis=0)
         signals = tf.concat([sources, mixture[None]], axis=0)
         signals *= 0.9 / tf.maximum(tf.reduce_max(tf.abs(signals)), 1e-5)
-        return _example(settings, index, _stft(settings, signals), signals[:-1], None, 0.0, 0)
+        return _features(settings, signals) | {"frames": segment_frames, "index": index}
 
-    examples = (np.arange(count, dtype=np.int32), picked.astype(np.int32), starts, scales)
-    examples = tf.data.Dataset.from_tensor_slices(tuple(array[skip * batch_size :] for array in examples))
-    examples = examples.map(mix, tf.data.AUTOTUNE)
-    return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    arrays = [
+        array.reshape(batches, batch_size, *array.shape[1:])[skip:]
+        for array in (np.arange(count, dtype=np.int32), *drawn)
+    ]
+    return _mapped(tuple(map(share.examples, arrays)), mix, share.piece_size(batch_size))

@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 
-from absl import app
+from absl import app, flags, logging
 
 
 # What a disk or a folder may refuse, and the user can mend.
@@ -40,7 +42,9 @@ def atomic_path(path):
     """
     directory, name = os.path.split(os.path.abspath(path))
     os.makedirs(directory, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp." + name[-64:], dir=directory)
+    handle, temporary = tempfile.mkstemp(
+        prefix=f".{socket.gethostname()}-{os.getpid()}-", suffix=".tmp." + name[-64:], dir=directory
+    )
     os.close(handle)
     try:
         yield temporary
@@ -81,15 +85,40 @@ def require_free_bytes(path, needed, what):
 
 
 def make_writable_directory(path):
-    """Makes `path` and everything above it. Raises UserError if nothing can be written there."""
+    """Makes `path` and everything above it, and clears away what a killed process left half-written in it.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
     try:
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
+        _remove_leftovers(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); mend its permissions or choose another folder"
         ) from error
+
+
+def _remove_leftovers(directory):
+    """Deletes temporary files of `atomic_path` whose process, on this machine, is gone."""
+    temporary = re.compile(rf"\.{re.escape(socket.gethostname())}-(\d+)-\w+\.tmp\..*")
+    for entry in os.scandir(directory):
+        match = temporary.fullmatch(entry.name)
+        if match and not _is_running(int(match[1])):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(entry.path)
+
+
+def _is_running(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def run_script(main):
@@ -101,6 +130,8 @@ def run_script(main):
 
     def guarded(argv):
         signal.signal(signal.SIGTERM, _stop)
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # libraries say at INFO what nobody asked
         code = 1
         try:
             if len(argv) > 1 and not getattr(main, "takes_arguments", False):

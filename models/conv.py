@@ -106,7 +106,7 @@ def row_tiles_pay(rows, channels, dtype):
 
     Libraries for GPUs choose such algorithms themselves. On small maps little is won for many operations.
     """
-    return rows >= 64 and channels >= 32 and dtype == "float32" and not keras.distribution.list_devices("gpu")
+    return rows >= 128 and channels >= 32 and dtype == "float32" and not keras.distribution.list_devices("gpu")
 
 
 def convolve(x, kernel, same):
@@ -130,21 +130,21 @@ class DenseConv2D(keras.layers.Layer):
 
     Args:
         filters: output channels.
-        kernel_size: odd size of the square kernel; 3 for row tiles.
+        kernel_size: odd size of the square kernel, or (rows, columns); 3 for row tiles.
         padding: ((top, bottom), (left, right)) zeros added to each map.
     """
 
     def __init__(self, filters, kernel_size, padding=((0, 0), (0, 0)), kernel_initializer=None, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
-        self.kernel_size = kernel_size
+        self.kernel_size = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
         self.padding = tuple(tuple(side) for side in padding)
         self.kernel_initializer = kernel_initializer or truncated_normal()
 
     def build(self, input_shapes):
         self.widths = [shape[-1] for shape in input_shapes]
         self.kernel = self.add_weight(
-            shape=(self.kernel_size, self.kernel_size, sum(self.widths), self.filters),
+            shape=(*self.kernel_size, sum(self.widths), self.filters),
             initializer=self.kernel_initializer,
             name="kernel",
         )
@@ -152,10 +152,11 @@ class DenseConv2D(keras.layers.Layer):
 
     def call(self, maps, rows=None):
         (top, bottom), columns = self.padding
-        same = columns == (self.kernel_size // 2,) * 2
+        around_rows, around_columns = ((size // 2,) * 2 for size in self.kernel_size)
+        same = columns == around_columns
         first, kernels = 0, []
         for width in self.widths:
-            size = (self.kernel_size, self.kernel_size, width, self.filters)
+            size = (*self.kernel_size, width, self.filters)
             kernels.append(ops.slice(self.kernel, (0, 0, first, 0), size))
             first += width
         if rows is not None:
@@ -165,7 +166,7 @@ class DenseConv2D(keras.layers.Layer):
                 for tile, kernel_sum in zip(tiles, kernel_sums(kernel))
             ]
             return tiles_to_rows(products, 1 - top, rows - 2 + top + bottom) + self.bias
-        same = same and columns == (top, bottom)
+        same = same and (top, bottom) == around_rows
         if not same and any(map(any, self.padding)):
             maps = [ops.pad(x, ((0, 0), *self.padding, (0, 0))) for x in maps]
         return sum(convolve(x, kernel, same) for x, kernel in zip(maps, kernels)) + self.bias
@@ -233,6 +234,34 @@ class FrequencyMapping(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("deep_casa")
+class PointwiseConv(keras.layers.Layer):
+    """1x1 convolution with bias: [..., in] -> [..., filters]. Kernel layout (in, filters).
+
+    keras.layers.Dense is the same in a score of small operations, which TensorFlow pays for one by one.
+    """
+
+    def __init__(self, filters, kernel_initializer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.kernel_initializer = kernel_initializer or truncated_normal()
+
+    def build(self, input_shape):
+        shape = (input_shape[-1], self.filters)
+        self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
+        self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
+
+    def call(self, x):
+        flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), self.kernel) + self.bias
+        return ops.reshape(flat, (*ops.shape(x)[:-1], self.filters))
+
+    def get_config(self):
+        return super().get_config() | {
+            "filters": self.filters,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+@keras.saving.register_keras_serializable("deep_casa")
 class DilatedDepthwiseConv1D(keras.layers.Layer):
     """3-tap depthwise convolution, no bias, keeping the number of frames, whose outer taps may be dropped.
 
@@ -266,16 +295,19 @@ class DilatedDepthwiseConv1D(keras.layers.Layer):
             current = ops.reshape(ops.one_hot(2 if self.causal else 1, 3), (3, 1, 1))
             kept = ops.maximum(ops.cast(drawn < self.tap_keep, "float32"), current)
             kernel = kernel * ops.cast(kept, kernel.dtype)
-        if self.causal:
-            x = ops.pad(x, ((0, 0), (2 * self.dilation, 0), (0, 0)))
-        return ops.depthwise_conv(
-            x,
-            kernel,
+        # Frame t in row t // dilation, column t % dilation: the taps are neighbouring rows then, and no frame is moved,
+        # which a dilated convolution does twice.
+        batch, frames, channels = ops.shape(x)
+        before = 2 * self.dilation if self.causal else 0
+        x = ops.pad(x, ((0, 0), (before, -frames % self.dilation), (0, 0)))
+        y = ops.depthwise_conv(
+            ops.reshape(x, (batch, -1, self.dilation, channels)),
+            kernel[:, None],
             strides=1,
             padding="valid" if self.causal else "same",
-            dilation_rate=self.dilation,
             data_format="channels_last",
         )
+        return ops.slice(ops.reshape(y, (batch, -1, channels)), (0, 0, 0), (batch, frames, channels))
 
     def get_config(self):
         return super().get_config() | {

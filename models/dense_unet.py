@@ -88,7 +88,7 @@ class DenseBlock(keras.layers.Layer):
         left = 2 if self.causal else 0
         tiles = [row_tiles(x, left) for x in maps] if in_tiles else []
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
-            x = conv(tiles, rows=rows) if in_tiles and conv.kernel_size == 3 else conv(maps)
+            x = conv(tiles, rows=rows) if in_tiles and conv.kernel_size == (3, 3) else conv(maps)
             x = norm(ops.elu(x), training=training)
             if i == 2:
                 x = self.mapping_norm(ops.elu(self.mapping(x)), training=training)

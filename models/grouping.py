@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from models.conv import DilatedDepthwiseConv1D, truncated_normal
+from models.conv import DenseConv2D, DilatedDepthwiseConv1D, PointwiseConv
 from models.dense_unet import frequency_padding, leading_frames
 from models.losses import permutation_costs, permutations
 from models.norm import CumulativeNorm, GlobalNorm
@@ -31,7 +31,7 @@ class ResidualBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         self.settings = dict(units=units, dilation=dilation, causal=causal, tap_keep=tap_keep)
         norm = CumulativeNorm if causal else GlobalNorm
-        self.expand = pointwise(units, "expand")
+        self.expand = PointwiseConv(units, name="expand")
         self.expand_prelu = keras.layers.PReLU(shared_axes=[1], name="expand_prelu")
         self.expand_norm = norm(name="expand_norm")
         self.depthwise = DilatedDepthwiseConv1D(dilation, causal, tap_keep, seed, name="depthwise")
@@ -40,7 +40,7 @@ class ResidualBlock(keras.layers.Layer):
         self.units = units
 
     def build(self, input_shape):
-        self.reduce = pointwise(input_shape[-1], "reduce")
+        self.reduce = PointwiseConv(input_shape[-1], name="reduce")
         self.reduce.build((*input_shape[:-1], self.units))
 
     def call(self, x, training=False):
@@ -112,13 +112,10 @@ class SequentialGrouping(keras.Model):
         self.seed_generator = keras.random.SeedGenerator(seed)
         norm = CumulativeNorm if causal else GlobalNorm
         self.feature_convs = [
-            keras.layers.Conv2D(
-                FEATURE_MAPS, (1, 3), padding="same", kernel_initializer=truncated_normal(), name=f"feature_{i}"
-            )
-            for i in range(FEATURE_LAYERS)
+            DenseConv2D(FEATURE_MAPS, (1, 3), ((0, 0), (1, 1)), name=f"feature_{i}") for i in range(FEATURE_LAYERS)
         ]
         self.feature_norms = [norm(name=f"feature_norm_{i}") for i in range(FEATURE_LAYERS)]
-        self.input_conv = pointwise(bottleneck, "input")
+        self.input_conv = PointwiseConv(bottleneck, name="input")
         self.input_norm = norm(name="input_norm")
         self.residuals = [
             [
@@ -133,23 +130,23 @@ class SequentialGrouping(keras.Model):
             )
             for i in range(blocks)
         ]
-        self.embed = pointwise(embedding_dim * self.per_frame, "embed")
+        self.embed = PointwiseConv(embedding_dim * self.per_frame, name="embed")
         self((keras.KerasTensor((1, None, bins, 2)), keras.KerasTensor((1, talkers, None, bins, 2))))
 
     def call(self, inputs, training=False):
         mixture, estimates = inputs
         leading = leading_frames(ops.shape(mixture)[1], self.scales, self.causal)
         _, bins = frequency_padding(self.bins, self.scales)
-        spectra = ops.concatenate([ops.expand_dims(mixture, 1), estimates], axis=1)  # [B, 1 + C, T, F, 2]
-        spectra = ops.pad(spectra, ((0, 0), (0, 0), (leading, 0), bins, (0, 0)))
-        magnitude = ops.sqrt(ops.sum(ops.square(spectra), axis=-1, keepdims=True))
-        x = ops.concatenate([spectra, magnitude], axis=-1)  # [B, 1 + C, T, F, 3]
-        x = ops.transpose(x, (0, 2, 3, 1, 4))
-        batch, frames, rows = ops.shape(x)[:3]
-        features = ops.reshape(x, (batch, frames, rows, 3 * (self.talkers + 1)))
+        # [B, T, F, 3 (1 + C)]: real, imaginary and magnitude of the mixture, then of each estimate.
+        spectra = [mixture, *ops.unstack(estimates, axis=1)]
+        magnitudes = [ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True)) for x in spectra]
+        x = ops.concatenate([part for pair in zip(spectra, magnitudes) for part in pair], axis=-1)
+        x = ops.pad(x, ((0, 0), (leading, 0), bins, (0, 0)))
+        maps = [x]
         for conv, norm in zip(self.feature_convs, self.feature_norms):
-            x = norm(ops.elu(conv(features)))
-            features = ops.concatenate([features, x], axis=-1)
+            x = norm(ops.elu(conv(maps)))
+            maps.append(x)
+        batch, frames = ops.shape(x)[:2]
         x = ops.reshape(x, (batch, frames, (self.bins + sum(bins)) * FEATURE_MAPS))
         x = self.input_norm(self.input_conv(x))
         total = 0.0
@@ -164,11 +161,6 @@ class SequentialGrouping(keras.Model):
 
     def get_config(self):
         return super().get_config() | self.settings
-
-
-def pointwise(channels, name):
-    """1x1 convolution over the last axis, with bias."""
-    return keras.layers.Dense(channels, kernel_initializer=truncated_normal(), name=name)
 
 
 def embedding_labels(assignment, talkers):

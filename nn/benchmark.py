@@ -10,7 +10,6 @@ Times are medians. CPU seconds are those of the whole process and depend less on
 import json
 import os
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -21,15 +20,15 @@ import tensorflow as tf
 from absl import flags
 
 from feat import dataset
-from feat.audio import to_int16, write_pcm16
+from feat.audio import write_pcm16
 from feat.feat_gen import FeatureSettings, generate, settings_from_flags
 from feat.files import run_script, write_text
-from feat.lists import mixture_paths
-from models.conv import FrequencyMapping, UpConv2D
-from nn import deep_casa, train
+from feat.stft import num_frames, num_samples
+from nn import cost, deep_casa
 from nn.optimizers import make_optimizer
 from nn.seq_group import SequentialGroupingObjective
 from nn.simul_group import SimultaneousGrouping
+from nn.step import TrainStep
 
 FLAGS = flags.FLAGS
 
@@ -57,8 +56,8 @@ def random_batch(settings, batch_size, seconds, seed=0):
     """A batch of noise, as feat.dataset makes them, with estimates."""
     generator = np.random.default_rng(seed)
     samples = int(seconds * settings.sample_rate)
-    frames = max(1, (samples - settings.fft_size) // settings.hop_size + 1)
-    covered = (frames - 1) * settings.hop_size + settings.fft_size
+    frames = max(1, num_frames(samples, settings.fft_size, settings.hop_size))
+    covered = num_samples(frames, settings.fft_size, settings.hop_size)
     spectra = (batch_size, settings.talkers, frames, settings.bins, 2)
     batch = {
         "sources": generator.standard_normal(spectra, np.float32),
@@ -69,40 +68,6 @@ def random_batch(settings, batch_size, seconds, seed=0):
     }
     batch["mixture"] = batch["sources"].sum(axis=1)
     return {key: tf.constant(value) for key, value in batch.items()}
-
-
-def count_macs(model, inputs):
-    """Multiply-accumulates of one forward pass in convolutions and matrix products, as if computed directly.
-
-    Fast algorithms (FFT, Winograd) need fewer; norms, activations and the STFT are left out.
-    """
-    total = 0
-
-    def watch(layer, call):
-        def counted(x, *arguments, **options):
-            nonlocal total
-            result = call(x, *arguments, **options)
-            # Every value of a kernel is used once at every position of the output, save two layers.
-            positions = int(np.prod(result.shape[:-1]))
-            if isinstance(layer, UpConv2D):
-                positions = int(np.prod(x.shape[:-1]))
-            elif isinstance(layer, FrequencyMapping):
-                positions = int(np.prod(x.shape)) // x.shape[1]
-            total += positions * int(np.prod(layer.kernel.shape))
-            return result
-
-        return counted
-
-    layers = [layer for layer in model._flatten_layers() if getattr(layer, "kernel", None) is not None]
-    calls = [layer.call for layer in layers]
-    for layer, call in zip(layers, calls):
-        layer.call = watch(layer, call)
-    try:
-        model(inputs)
-    finally:
-        for layer, call in zip(layers, calls):
-            layer.call = call
-    return total
 
 
 def time_calls(function, repeats):
@@ -123,20 +88,20 @@ def measure(system, settings, batch_size, seconds, repeats):
     model, objective = build()
     batch = random_batch(settings, batch_size, seconds)
     spec = dataset.free_lengths(batch)
-    macs = count_macs(model, inputs_of(batch))
+    macs = cost.count_macs(model, lambda: model(inputs_of(batch)))
     forward = tf.function(lambda batch: model(inputs_of(batch)), input_signature=[spec])
     forward_cpu, forward_wall = time_calls(lambda: tf.nest.flatten(forward(batch))[0].numpy(), repeats)
     step = make_step(model, objective, batch_size, spec)
-    step_cpu, step_wall = time_calls(lambda: step(batch, tf.constant(1e-4))["loss"].numpy(), repeats)
+    step_cpu, step_wall = time_calls(lambda: step([batch], 1e-4)["loss"].numpy(), repeats)
     return {
-        "parameters": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
+        "parameters": cost.count_parameters(model),
         "gmacs_per_second_of_audio": macs / 1e9 / (batch_size * seconds),
         "forward_cpu_s": forward_cpu,
         "forward_wall_s": forward_wall,
         "real_time_factor": forward_wall / (batch_size * seconds),
         "training_step_cpu_s": step_cpu,
         "training_step_wall_s": step_wall,
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mib": cost.peak_memory()["process"],
     }
 
 
@@ -144,7 +109,9 @@ def make_step(model, objective, batch_size, spec):
     """The training step of the loop, with Adam."""
     optimizer = make_optimizer("adam", 1e-4)
     optimizer.build(model.trainable_variables)
-    return train.make_train_step(model, optimizer, objective, tf.distribute.get_strategy(), batch_size, spec)
+    step = TrainStep(model, optimizer, objective, tf.distribute.get_strategy(), batch_size)
+    step.compile(spec)
+    return step
 
 
 def measure_input(settings, batch_size, seconds, repeats):
@@ -163,18 +130,18 @@ def measure_input(settings, batch_size, seconds, repeats):
         for name in names:
             sources = 0.1 * generator.standard_normal((settings.talkers, int(seconds * settings.sample_rate)))
             signals = [*sources.clip(-0.4, 0.4), sources.sum(axis=0).clip(-0.9, 0.9)]
-            for path, signal in zip(mixture_paths(folder, "tr", name, settings.talkers, settings.sample_rate).values(), signals):
-                write_pcm16(path, to_int16(signal), settings.sample_rate)
+            for path, signal in zip(settings.wav_paths("tr", name), signals):
+                write_pcm16(path, signal, settings.sample_rate)
         generate(settings, {"tr": names}, 1)
         found = {}
         step = None
         for kind, from_wavs in (("cached", False), ("on_the_fly", True)):
             utterances = (dataset.wav_utterances if from_wavs else dataset.cached_utterances)(settings, "tr", names)
 
-            def batches(utterances=utterances, from_wavs=from_wavs):
+            def batches(utterances=utterances):
                 epoch = 0
                 while True:
-                    yield from dataset.training_batches(utterances, batch_size, 0, epoch, from_wavs=from_wavs)
+                    yield from dataset.training_batches(utterances, batch_size, 0, epoch)
                     epoch += 1
 
             stream = batches()
@@ -182,7 +149,7 @@ def measure_input(settings, batch_size, seconds, repeats):
             step = step or make_step(model, objective, batch_size, dataset.free_lengths(held))
 
             def run(batch):
-                return step(batch, tf.constant(1e-4))["loss"].numpy()
+                return step([batch], 1e-4)["loss"].numpy()
 
             run(held)
             read, kept = [], []

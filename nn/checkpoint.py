@@ -32,11 +32,12 @@ def weight_names(variables):
     return {variable.path.split("/", 1)[1]: variable for variable in variables}
 
 
-def save(prefix, model, optimizer, loop_state):
+def save(prefix, model, optimizer, loop_state, step_state=None):
     """Writes a checkpoint, whole or not at all.
 
     Args:
         loop_state: what JSON can hold.
+        step_state: {name: tf.Variable}, see nn.step.TrainStep.state.
     """
     folder, name = os.path.split(prefix)
     os.makedirs(folder, exist_ok=True)
@@ -45,6 +46,7 @@ def save(prefix, model, optimizer, loop_state):
         tf.train.Checkpoint(
             weights={name: v.value for name, v in weight_names(model.variables).items()},
             optimizer={v.path: v.value for v in optimizer.variables},
+            step=dict(step_state or {}),
             loop=tf.Variable(json.dumps(loop_state)),
         ).write(os.path.join(temporary, name))
         # The index last: a prefix without one is no checkpoint.
@@ -56,6 +58,12 @@ def save(prefix, model, optimizer, loop_state):
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def size_bytes(model, optimizer, step_state):
+    """Of a checkpoint of these, about."""
+    variables = [*model.variables, *optimizer.variables, *step_state.values()]
+    return sum(4 * int(np.prod(variable.shape)) for variable in variables)
 
 
 def remove_leftovers(folder):
@@ -115,6 +123,15 @@ def numbered(folder):
     return sorted(found)
 
 
+def require(prefix):
+    """Raises UserError unless there is a checkpoint."""
+    prefix = resolve(prefix)
+    if not os.path.exists(prefix + INDEX):
+        raise UserError(
+            f"{prefix}: no checkpoint here ({prefix}{INDEX} is missing); give the prefix without .index"
+        )
+
+
 class Reader:
     """The arrays of a checkpoint by name.
 
@@ -124,11 +141,7 @@ class Reader:
 
     def __init__(self, prefix):
         self.prefix = resolve(prefix)
-        if not os.path.exists(self.prefix + INDEX):
-            raise UserError(
-                f"{self.prefix}: no checkpoint here ({self.prefix}{INDEX} is missing);"
-                " give the prefix without .index"
-            )
+        require(prefix)
         try:
             self._reader = tf.train.load_checkpoint(self.prefix)
             self.shapes = self._reader.get_variable_to_shape_map()
@@ -162,8 +175,11 @@ def _ours(group, name):
     return group + "/" + name.replace(".", "..").replace("/", ".S") + SUFFIX
 
 
-def restore_weights(reader, system, model):
+def restore_weights(reader, system, model, averaged=False):
     """Assigns the weights of a checkpoint to a model.
+
+    Args:
+        averaged: take their moving average, if the checkpoint holds one.
 
     Raises:
         UserError: it is of another system or another size.
@@ -178,6 +194,9 @@ def restore_weights(reader, system, model):
                 f"{reader.prefix}: {name} has shape {tuple(array.shape)}, the model of these flags"
                 f" {tuple(variable.shape)}; use the flags that it was trained with"
             )
+        average = _ours("step", name)
+        if averaged and average in reader.shapes:
+            array = reader(average)
         variable.assign(np.reshape(array, variable.shape))
 
 
@@ -225,6 +244,16 @@ def restore_optimizer(reader, model, optimizer):
     return reference_checkpoint.restore_slots(reader, reader.shapes, model, optimizer)
 
 
+def restore_step(reader, step_state):
+    """Assigns the variables of nn.step.TrainStep.state; says whether the checkpoint holds just these."""
+    names = {_ours("step", name): variable for name, variable in step_state.items()}
+    if set(names) != {name for name in reader.shapes if name.startswith("step/")}:
+        return False
+    for name, variable in names.items():
+        variable.assign(reader(name))
+    return True
+
+
 def read_loop_state(reader):
     """State of the training loop, or None for a checkpoint of the original."""
     return json.loads(reader(LOOP_STATE)) if LOOP_STATE in reader.shapes else None
@@ -244,7 +273,7 @@ def latest_whole(folder):
 
 
 def load_for_inference(prefix, system, model):
-    """Assigns the weights of a checkpoint, ours or the original's, and gives its Reader."""
+    """Assigns the weights of a checkpoint, or their moving average, ours or the original's; gives its Reader."""
     reader = Reader(prefix)
-    restore_weights(reader, system, model)
+    restore_weights(reader, system, model, averaged=True)
     return reader

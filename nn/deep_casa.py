@@ -12,7 +12,8 @@ from feat.files import UserError, atomic_path, make_writable_directory
 from feat.lists import read_names
 from models.dense_unet import DenseUNet
 from models.grouping import SequentialGrouping
-from nn import checkpoint, train
+from nn import checkpoint, summaries, train
+from nn.optimizers import make_optimizer
 
 FLAGS = flags.FLAGS
 
@@ -75,13 +76,17 @@ def model_settings(flag_names, resume_model="", **more):
                 f"{checkpoint.resolve(resume_model)}: trained with --{flag} {stored[argument]},"
                 f" but --{flag} {FLAGS[flag].value} was given; leave it out or give another checkpoint"
             )
-    for name in ("sample_rate", "fft_size", "hop_size"):
-        if name in config and config[name] != FLAGS[name].value:
-            raise UserError(
-                f"{checkpoint.resolve(resume_model)}: trained with --{name} {config[name]},"
-                f" but --{name} is {FLAGS[name].value}; give the same"
-            )
+    _require_same_features(resume_model, config)
     return settings | {k: v for k, v in stored.items() if k in settings}
+
+
+def _require_same_features(prefix, config):
+    for name, value in config_of_flags().items():
+        if config.get(name, value) != value:
+            raise UserError(
+                f"{checkpoint.resolve(prefix)}: trained with --{name} {config[name]}, but --{name} is {value};"
+                " give the same"
+            )
 
 
 def config_of_flags():
@@ -103,20 +108,25 @@ def make_grouping(resume_model="", tap_keep=None):
 
 def load_dense_unet(prefix):
     """A trained first stage, not to be trained further. Its own config.json says its sizes, else the flags do."""
-    checkpoint.Reader(prefix)  # refuses a missing one by name, before its config.json is looked for
+    checkpoint.require(prefix)
     config = checkpoint.read_config(prefix)
     if config is None:
         model = make_dense_unet()
     else:
+        _require_same_features(prefix, config)
         model = DenseUNet(**config["model"])
-        if (config["fft_size"], config["hop_size"]) != (FLAGS.fft_size, FLAGS.hop_size):
-            raise UserError(
-                f"{prefix}: trained with --fft_size {config['fft_size']} --hop_size {config['hop_size']};"
-                " give the same"
-            )
     checkpoint.load_for_inference(prefix, "dense_unet", model)
     model.trainable = False
     return model
+
+
+def utterances_of_flags(set_name, with_estimates=False):
+    """The utterances of a set, from the cache or, with --on_the_fly, the wavs. Raises UserError."""
+    settings = settings_from_flags()
+    names = read_list(set_name)
+    if FLAGS.on_the_fly:
+        return dataset.wav_utterances(settings, set_name, names)
+    return dataset.cached_utterances(settings, set_name, names, with_estimates)
 
 
 class TrainingData:
@@ -129,69 +139,110 @@ class TrainingData:
 
     def __init__(self, with_estimates=False, segment_frames=0):
         self.settings = settings_from_flags()
-        self.with_estimates = with_estimates
         self.segment_frames = segment_frames
         if FLAGS.segment_seconds and not self.cut_frames:
             raise UserError(
                 f"--segment_seconds {FLAGS.segment_seconds}: shorter than a frame step of"
                 f" {self.settings.hop_size} samples; lengthen it"
             )
-        names = read_list("tr")
         if FLAGS.dynamic_mixing:
             if not FLAGS.segment_seconds:
                 raise UserError("--dynamic_mixing needs --segment_seconds, the length of the mixtures to make")
+            names = read_list("tr")
             self.pool = dataset.source_pool(self.settings, "tr", names)
             self.examples = len(names)
         else:
-            self.training = self._utterances("tr", names)
+            self.training = utterances_of_flags("tr", with_estimates)
             self.examples = (
-                dataset.segment_count(self.training, segment_frames) if segment_frames else len(names)
+                dataset.segment_count(self.training, segment_frames) if segment_frames else len(self.training)
             )
-        self.validation = self._utterances("cv", read_list("cv")).first(FLAGS.cv_utterances)
-
-    def _utterances(self, set_name, names):
-        if FLAGS.on_the_fly:
-            return dataset.wav_utterances(self.settings, set_name, names)
-        return dataset.cached_utterances(self.settings, set_name, names, self.with_estimates)
+        self.validation = utterances_of_flags("cv", with_estimates)
+        if FLAGS.cv_utterances:
+            self.validation = self.validation.first(FLAGS.cv_utterances)
 
     @property
     def cut_frames(self):
         """Frames of --segment_seconds."""
         return int(FLAGS.segment_seconds * self.settings.sample_rate) // self.settings.hop_size
 
-    def training_batches(self, epoch, skip):
-        """Batches of an epoch, the first `skip` left out."""
-        options = dict(batch_size=FLAGS.batch_size, seed=FLAGS.seed, epoch=epoch, skip=skip)
+    @property
+    def fixed_lengths(self):
+        """Whether all training batches have one length."""
+        return bool(FLAGS.dynamic_mixing or self.segment_frames)
+
+    def training_batches(self, epoch, skip=0, share=dataset.Share()):
+        """Pieces of the batches of an epoch, the first `skip` left out."""
+        options = dict(batch_size=FLAGS.batch_size, seed=FLAGS.seed, epoch=epoch, skip=skip, share=share)
         if FLAGS.dynamic_mixing:
             return dataset.mixed_batches(
-                self.pool,
-                batches=self.examples // FLAGS.batch_size,
-                segment_frames=self.cut_frames,
-                **options,
+                self.pool, batches=self.examples // FLAGS.batch_size, segment_frames=self.cut_frames, **options
             )
         if self.segment_frames:
-            return dataset.segment_batches(
-                self.training, self.segment_frames, from_wavs=FLAGS.on_the_fly, **options
-            )
-        return dataset.training_batches(
-            self.training,
-            segment_frames=self.cut_frames,
-            with_estimates=self.with_estimates,
-            from_wavs=FLAGS.on_the_fly,
-            **options,
-        )
+            return dataset.segment_batches(self.training, self.segment_frames, **options)
+        return dataset.training_batches(self.training, segment_frames=self.cut_frames, **options)
+
+    def names_of(self, epoch, indices):
+        """Names of the mixtures that have these indices in the batches of an epoch."""
+        if not FLAGS.dynamic_mixing:
+            return [self.training.names[i] for i in indices]
+        count = self.examples // FLAGS.batch_size * FLAGS.batch_size
+        picked = dataset.draw_mixtures(self.pool, count, 1, FLAGS.seed, epoch)[0]
+        return [" + ".join(self.pool.paths[i] for i in picked[index]) for index in indices]
 
     def check(self):
         """Checks all files again. Raises UserError, which names the first that cannot be used."""
         if FLAGS.dynamic_mixing:
             dataset.source_pool(self.settings, "tr", read_list("tr"))
         else:
-            self._utterances("tr", self.training.names)
-        self._utterances("cv", self.validation.names)
+            self.training.check()
+        self.validation.check()
 
-    def validation_batches(self):
+    def validation_batches(self, share=dataset.Share()):
         """Every validation utterance alone."""
-        return dataset.evaluation_batches(self.validation, self.with_estimates, FLAGS.on_the_fly)
+        return dataset.evaluation_batches(self.validation, share)
+
+
+def train_stage(strategy, system, make_model, make_objective, make_decoder, data, *, patience, whole=False, **scoring):
+    """Trains a stage as the flags say.
+
+    Args:
+        strategy: tf.distribute strategy.
+        system: see nn.train.Task.
+        make_model: () -> model; called in the scope of the strategy, with everything seeded.
+        make_objective: model -> objective.
+        make_decoder: objective -> what draws the pictures, see nn.summaries.SeparationPictures.
+        data: TrainingData.
+        patience: of the original's learning-rate rule, epochs.
+        whole: see nn.learning_rate.Epochs.
+        scoring: score, higher_is_better and worst_score of nn.train.Task.
+    """
+    with strategy.scope():
+        train.seed_everything(FLAGS.seed)
+        model = make_model()
+        optimizer = make_optimizer(
+            train.optimizer_name(), FLAGS.learning_rate, **({"beta_2": FLAGS.beta_2} if "beta_2" in FLAGS else {})
+        )
+        objective = make_objective(model)
+    epochs = train.epochs_from_flags(data.examples, whole)
+    settings = data.settings
+    task = train.Task(
+        system=system,
+        model=model,
+        optimizer=optimizer,
+        objective=objective,
+        training_batches=data.training_batches,
+        validation_batches=data.validation_batches,
+        epochs=epochs,
+        rule=train.rule_from_flags(epochs, patience),
+        seconds_per_frame=settings.hop_size / settings.sample_rate,
+        config=config_of_flags(),
+        check_inputs=data.check,
+        names_of=data.names_of,
+        pictures=summaries.SeparationPictures(data.validation.first(FLAGS.pictures), make_decoder(objective)),
+        fixed_lengths=data.fixed_lengths,
+        **scoring,
+    )
+    train.train(task, train.options_from_flags(strategy, task))
 
 
 class OutputFolder:
@@ -242,15 +293,6 @@ class OutputFolder:
             print(
                 f"{self.folder}: {self.quietened} of them were made quieter in the .wav, not in the .bin, to fit 16 bits"
             )
-
-
-def utterances_to_infer(set_name, with_estimates=False):
-    """Utterances of a set, from the cache or the wavs."""
-    settings = settings_from_flags()
-    names = read_list(set_name)
-    if FLAGS.on_the_fly:
-        return dataset.wav_utterances(settings, set_name, names)
-    return dataset.cached_utterances(settings, set_name, names, with_estimates)
 
 
 def fit_length(signals, samples):

@@ -44,8 +44,8 @@ class Epochs:
     def __post_init__(self):
         if self.examples < self.batch_size:
             raise UserError(
-                f"{self.examples} training example(s) are fewer than --batch_size {self.batch_size};"
-                " lower it or lengthen the list"
+                f"{self.examples} training example(s) are fewer than the {self.batch_size} of a step;"
+                " lower --batch_size or --accumulate, or lengthen the list"
             )
 
     @property
@@ -120,7 +120,19 @@ class AnnealedRule:
         return state.rate
 
 
-def run_epochs(epochs, rule, state, *, train_step, validate, save, higher_is_better, save_steps=0, finish=True):
+def run_epochs(
+    epochs,
+    rule,
+    state,
+    *,
+    train_step,
+    validate,
+    save,
+    higher_is_better,
+    save_steps=0,
+    finish=True,
+    after_step=lambda state: None,
+):
     """The order of events of a training run.
 
     Before each epoch's first step: validation, checkpoint, then the rule. A run that goes on from a
@@ -135,6 +147,7 @@ def run_epochs(epochs, rule, state, *, train_step, validate, save, higher_is_bet
         save: called with the state, and whether it is the best so far.
         save_steps: also save every so many steps; 0: at epochs only.
         finish: validate and save after the last step too, which the original does not.
+        after_step: called with the state, in which the step is done.
     """
 
     def judge():
@@ -154,5 +167,6 @@ def run_epochs(epochs, rule, state, *, train_step, validate, save, higher_is_bet
         state.step += 1
         if save_steps and (state.step - 1) % save_steps == 0 and not epochs.starts(state.step):
             save(state, False)
+        after_step(state)
     if finish and state.validated_step != state.step:
         judge()

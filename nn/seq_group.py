@@ -12,16 +12,15 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 from keras import ops
-from tqdm import tqdm
 
 from feat import dataset
 from feat.feat_gen import read_mixture
 from feat.files import UserError, run_script
+from feat.parallel import progress
 from feat.stft import istft
 from models import grouping, losses
 from models.dense_unet import leading_frames, output_size
-from nn import checkpoint, clustering, deep_casa, learning_rate, summaries, train
-from nn.optimizers import make_optimizer
+from nn import checkpoint, clustering, deep_casa, devices
 
 FLAGS = flags.FLAGS
 
@@ -85,33 +84,19 @@ def make_objective(model):
 
 def train_stage():
     """--is_deploy 0"""
-    strategy = train.make_strategy()
-    with strategy.scope():
-        train.seed_everything(FLAGS.seed)
-        model = deep_casa.make_grouping(tap_keep=FLAGS.keep_prob)
-        objective = make_objective(model)
-        optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate, beta_2=FLAGS.beta_2)
-    data = deep_casa.TrainingData(with_estimates=not FLAGS.on_the_fly)
-    epochs = learning_rate.Epochs(data.examples, FLAGS.batch_size, FLAGS.epoch)
-    task = train.Task(
-        system="sequential_grouping",
-        model=model,
-        optimizer=optimizer,
-        objective=objective,
-        training_batches=data.training_batches,
-        validation_batches=data.validation_batches,
-        epochs=epochs,
-        rule=train.rule_from_flags(epochs, patience=3.9),
+    strategy = devices.make_strategy()
+    deep_casa.train_stage(
+        strategy,
+        "sequential_grouping",
+        lambda: deep_casa.make_grouping(tap_keep=FLAGS.keep_prob),
+        make_objective,
+        lambda objective: Decoder(objective, FLAGS.seed),
+        deep_casa.TrainingData(with_estimates=not FLAGS.on_the_fly),
+        patience=3.9,
         score="loss",
         higher_is_better=False,
         worst_score=1000.0,
-        config=deep_casa.config_of_flags(),
-        check_inputs=data.check,
-        pictures=summaries.SeparationPictures(
-            data.validation.first(FLAGS.pictures), data.validation_batches, Decoder(objective, FLAGS.seed)
-        ),
     )
-    train.train(task, train.options_from_flags(strategy))
 
 
 class Decoder:
@@ -197,12 +182,9 @@ def infer():
     checkpoint.load_for_inference(prefix, "sequential_grouping", model)
     objective = make_objective(model)
     decode = Decoder(objective, FLAGS.seed)
-    with_estimates = not FLAGS.on_the_fly
-    utterances = deep_casa.utterances_to_infer("tt", with_estimates)
+    utterances = deep_casa.utterances_of_flags("tt", with_estimates=not FLAGS.on_the_fly)
     output = deep_casa.OutputFolder(f"exp/{FLAGS.exp_name}/output_tt/files", utterances.settings)
-    batches = dataset.evaluation_batches(utterances, with_estimates, FLAGS.on_the_fly)
-    batches = dataset.checked(batches, lambda: deep_casa.utterances_to_infer("tt", with_estimates))
-    for name, batch in zip(tqdm(utterances.names, desc="separate", unit="mixture"), batches):
+    for name, batch in zip(progress(utterances.names, "separate", unit="mixture"), dataset.evaluate(utterances)):
         signals = read_mixture(utterances.settings, "tt", name)
         decoded = decode(batch)
         outputs = to_signals(

@@ -16,16 +16,15 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 from keras import ops
-from tqdm import tqdm
 
 from feat import cache, dataset
 from feat.feat_gen import read_mixture, settings_from_flags
-from feat.files import UserError, make_writable_directory, require_free_bytes, run_script, write_text
+from feat.files import make_writable_directory, require_free_bytes, run_script, write_text
 from feat.lists import SETS
+from feat.parallel import progress
 from models import losses, spectral
 from models.dense_unet import frequency_padding, leading_frames, output_size
-from nn import checkpoint, deep_casa, learning_rate, summaries, train
-from nn.optimizers import make_optimizer
+from nn import checkpoint, deep_casa, devices
 
 FLAGS = flags.FLAGS
 
@@ -117,34 +116,21 @@ def make_objective(model):
 
 def train_stage():
     """--is_deploy 0"""
+    strategy = devices.make_strategy()
     segment_frames = FLAGS.batch_frames if FLAGS.causal and not FLAGS.dynamic_mixing else 0
-    data = deep_casa.TrainingData(segment_frames=segment_frames)
-    strategy = train.make_strategy()
-    with strategy.scope():
-        train.seed_everything(FLAGS.seed)
-        model = deep_casa.make_dense_unet(keep_prob=FLAGS.keep_prob)
-        optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate)
-    epochs = learning_rate.Epochs(data.examples, FLAGS.batch_size, FLAGS.epoch, whole=bool(segment_frames))
-    objective = make_objective(model)
-    task = train.Task(
-        system="dense_unet",
-        model=model,
-        optimizer=optimizer,
-        objective=objective,
-        training_batches=data.training_batches,
-        validation_batches=data.validation_batches,
-        epochs=epochs,
-        rule=train.rule_from_flags(epochs, patience=5.9),
+    deep_casa.train_stage(
+        strategy,
+        "dense_unet",
+        lambda: deep_casa.make_dense_unet(keep_prob=FLAGS.keep_prob),
+        make_objective,
+        OracleDecoder,
+        deep_casa.TrainingData(segment_frames=segment_frames),
+        patience=5.9,
+        whole=bool(segment_frames),
         score="snr",
         higher_is_better=True,
         worst_score=-100.0,
-        config=deep_casa.config_of_flags(),
-        check_inputs=data.check,
-        pictures=summaries.SeparationPictures(
-            data.validation.first(FLAGS.pictures), data.validation_batches, OracleDecoder(objective)
-        ),
     )
-    train.train(task, train.options_from_flags(strategy))
 
 
 def load_model():
@@ -158,13 +144,11 @@ def load_model():
 def infer():
     """--is_deploy 1: separates the tt list."""
     _, objective = load_model()
-    utterances = deep_casa.utterances_to_infer("tt")
+    utterances = deep_casa.utterances_of_flags("tt")
     folder = "oracle_order" if FLAGS.pit == "frame" else "files"
     output = deep_casa.OutputFolder(f"exp/{FLAGS.exp_name}/output_tt/{folder}", utterances.settings)
-    batches = dataset.evaluation_batches(utterances, from_wavs=FLAGS.on_the_fly)
-    batches = dataset.checked(batches, lambda: deep_casa.utterances_to_infer("tt"))
     decode = OracleDecoder(objective)
-    for name, batch in zip(tqdm(utterances.names, desc="separate", unit="mixture"), batches):
+    for name, batch in zip(progress(utterances.names, "separate", unit="mixture"), dataset.evaluate(utterances)):
         signals = read_mixture(utterances.settings, "tt", name)
         output.write(name, signals, deep_casa.fit_length(decode(batch)["signals"], signals.shape[1]))
     output.finish(len(utterances))
@@ -176,7 +160,7 @@ def export():
     model = objective.model
     settings = settings_from_flags()
     make_writable_directory(settings.feat_folder)
-    sets = {name: deep_casa.utterances_to_infer(name) for name in FLAGS.export_sets}
+    sets = {name: deep_casa.utterances_of_flags(name) for name in FLAGS.export_sets}
     marker = os.path.join(settings.feat_folder, "simul_est.txt")
     source = _fingerprint(prefix)
     if not os.path.exists(marker) or open(marker, encoding="utf-8").read() != source:
@@ -195,31 +179,26 @@ def export():
         return (model.talkers, int(frames) + leading, 2 * rows)
 
     todo = {
-        set_name: [
-            (name, frames)
-            for name, frames in zip(utterances.names, utterances.frames)
+        set_name: utterances.some(
+            i
+            for i, (name, frames) in enumerate(zip(utterances.names, utterances.frames))
             if cache.array_shape(cache.estimate_path(settings.feat_folder, set_name, name)) != shape(frames)
-        ]
+        )
         for set_name, utterances in sets.items()
     }
-    needed = sum(4 * int(np.prod(shape(frames))) for items in todo.values() for _, frames in items)
+    needed = sum(4 * int(np.prod(shape(frames))) for missing in todo.values() for frames in missing.frames)
     count = sum(map(len, todo.values()))
     print(f"{settings.feat_folder}: {count} estimates to write, {needed / 1e9:.2f} GB")
     require_free_bytes(settings.feat_folder, needed, "the estimates")
-    for set_name, items in todo.items():
-        if not items:
+    spectra = tf.TensorSpec([1, None, settings.bins, 2])
+    forward = tf.function(lambda mixture: model(mixture), input_signature=[spectra])
+    for set_name, missing in todo.items():
+        if not len(missing):
             continue
         make_writable_directory(os.path.join(settings.feat_folder, set_name))
-        missing = dataset.Utterances(
-            settings, set_name, [name for name, _ in items], np.array([frames for _, frames in items])
-        )
-        batches = dataset.evaluation_batches(missing, from_wavs=FLAGS.on_the_fly)
-        forward = tf.function(
-            lambda batch: model(batch["mixture"]), input_signature=[batches.element_spec]
-        )
-        batches = dataset.checked(batches, lambda set_name=set_name: deep_casa.utterances_to_infer(set_name))
-        for name, batch in zip(tqdm(missing.names, desc=f"export {set_name}", unit="mixture"), batches):
-            estimates = forward(batch)[0].numpy()  # [C, T, F, 2]
+        names = progress(missing.names, f"export {set_name}", unit="mixture")
+        for name, batch in zip(names, dataset.evaluate(missing)):
+            estimates = forward(batch["mixture"])[0].numpy()  # [C, T, F, 2]
             leading = leading_frames(estimates.shape[1], model.scales, model.causal)
             padded = np.pad(estimates, [(0, 0), (leading, 0), (before, after), (0, 0)])
             path = cache.estimate_path(settings.feat_folder, set_name, name)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from matplotlib import pyplot as plt
 
+from feat import dataset
 from feat.files import atomic_path
 from feat.stft import istft
 
@@ -85,14 +86,12 @@ class SeparationPictures:
 
     Args:
         utterances: feat.dataset.Utterances to show.
-        batches: () -> dataset of single utterances that starts with them.
         decode: batch -> dict with `estimates` [C, T, F, 2] in talker order and, if there are any,
             `unordered`, `assign`, `oracle`.
     """
 
-    def __init__(self, utterances, batches, decode):
+    def __init__(self, utterances, decode):
         self.utterances = utterances
-        self.batches = batches
         self.decode = decode
 
     def __call__(self, folder, step):
@@ -100,7 +99,7 @@ class SeparationPictures:
         settings = self.utterances.settings
         if not len(self.utterances):
             return
-        for name, batch in zip(self.utterances.names, self.batches().take(len(self.utterances))):
+        for name, batch in zip(self.utterances.names, dataset.evaluate(self.utterances)):
             decoded = self.decode(batch)
             mixture, references = batch["mixture"][0].numpy(), batch["sources"][0].numpy()
             shown = {key: decoded.get(key) for key in ("unordered", "assign", "oracle")}

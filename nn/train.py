@@ -1,27 +1,31 @@
-"""The one training loop: strategy, step, validation, learning rate, checkpoints, logs, resume.
+"""The one training loop: validation, learning rate, checkpoints, logs, guards, resume.
 
 A system's script builds a Task; `train` does the rest. The same command gives the same weights on the same
 machine, and goes on where it was after being killed.
 """
 
 import collections
+import contextlib
 import dataclasses
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
-from tqdm import tqdm
+from tensorboard.plugins.hparams import api as hparams
 
 from feat import dataset
 from feat.files import UserError, make_writable_directory, write_text
-from nn import checkpoint, learning_rate
+from feat.parallel import progress
+from nn import checkpoint, cost, devices, learning_rate
+from nn.step import TrainStep
 
 FLAGS = flags.FLAGS
 
@@ -33,19 +37,22 @@ class Task:
     Attributes:
         system: name of the model, as in config.json.
         model: keras.Model with `settings`, its constructor arguments.
-        optimizer: keras optimiser.
+        optimizer: of nn.optimizers.
         objective: (batch, training) -> (loss [batch], {metric: [batch] or scalar}). In training it runs
-            on each replica's share of the batch.
-        training_batches: (epoch from 0, batches to skip) -> tf.data.Dataset of global batches.
-        validation_batches: () -> tf.data.Dataset.
+            on each replica's piece of the batch.
+        training_batches: (epoch from 0, batches to skip, feat.dataset.Share) -> tf.data.Dataset of pieces.
+        validation_batches: (feat.dataset.Share) -> tf.data.Dataset of single examples; index -1 does not count.
         epochs: learning_rate.Epochs.
         rule: learning-rate rule.
         score: the metric that decides which checkpoint is best; "loss" is the objective itself.
         higher_is_better: of the score.
         worst_score: of an untrained model in the original's bookkeeping.
+        seconds_per_frame: of the batches' `frames`.
         config: what config.json says besides, by the names of flags.
         check_inputs: checks the files behind the batches again, after one could not be read; raises UserError.
+        names_of: (epoch, indices of its batch) -> names of the mixtures.
         pictures: (folder, step) -> None, writes summaries inside the default summary writer.
+        fixed_lengths: all training batches have one length.
     """
 
     system: str
@@ -59,9 +66,12 @@ class Task:
     score: str
     higher_is_better: bool
     worst_score: float
+    seconds_per_frame: float
     config: dict = dataclasses.field(default_factory=dict)
     check_inputs: Callable = lambda: None
+    names_of: Callable = lambda epoch, indices: [f"line {i + 1}" for i in indices]
     pictures: Callable = lambda folder, step: None
+    fixed_lengths: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,28 +81,39 @@ class TrainOptions:
     Attributes:
         folder: of checkpoints, config.json, flags.txt, pictures and TensorBoard logs.
         exp_name: start of the checkpoints' names.
+        strategy: tf.distribute strategy that the model was made in.
         resume_model: checkpoint to start from, unless the folder holds one.
-        clip_norm: largest global norm of the gradients; 0: no limit.
+        clip_norm, accumulate, ema_decay, scale_loss, jit_compile: see TrainStep.
+        max_bad_steps: steps in a row whose loss or gradient is not finite, after which training stops.
         log_steps: steps between two lines of numbers.
         save_steps: steps between checkpoints within an epoch; 0: none.
         keep_checkpoints: how many of the newest to keep, besides the best; 0: all.
         finish: validate and save after the last step.
-        strategy: tf.distribute strategy that the model was made in.
+        dry_run: train a few steps, say what the whole would cost, and write nothing.
+        profile_steps: (first, last) step of a TensorBoard profile, or None.
     """
 
     folder: str
     exp_name: str
+    strategy: Any
     resume_model: str = ""
     clip_norm: float = 0.0
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    scale_loss: bool = False
+    jit_compile: bool = False
+    max_bad_steps: int = 20
     log_steps: int = 50
     save_steps: int = 0
     keep_checkpoints: int = 0
     finish: bool = True
-    strategy: Any = None
+    dry_run: bool = False
+    profile_steps: tuple | None = None
 
 
 def define_training_flags(learning_rate, lr_decay, epoch=200, batch_size=1):
     """Flags of every training script; the defaults are the system's."""
+    devices.define_device_flags()
     flags.DEFINE_enum("is_deploy", "0", ["0", "1", "2"], "0 trains, 1 infers, 2 exports for the next stage")
     flags.DEFINE_string("time_stamp", "test", "name of the run: models/<time_stamp>")
     flags.DEFINE_string("resume_model", "", "checkpoint prefix, ours or the original's, to start from or infer with")
@@ -107,30 +128,51 @@ def define_training_flags(learning_rate, lr_decay, epoch=200, batch_size=1):
     flags.DEFINE_integer("warmup_steps", 100, "steps of the rise", lower_bound=0)
     flags.DEFINE_integer("epoch", epoch, "passes over the training list", lower_bound=1)
     flags.DEFINE_integer("batch_size", batch_size, "global batch, all devices together", lower_bound=1)
+    flags.DEFINE_integer("accumulate", 1, "batches whose gradients make one step", lower_bound=1)
     flags.DEFINE_integer("is_adam", 1, "1: Adam, 0: momentum 0.9; see --optimizer")
     flags.DEFINE_enum("optimizer", None, ["adam", "adamw", "momentum"], "overrides --is_adam")
     flags.DEFINE_float("clip_norm", 0.0, "largest global norm of the gradients; 0: no limit", lower_bound=0.0)
+    flags.DEFINE_float(
+        "ema_decay", 0.0, "of the moving average of the weights, which validation and inference take; 0: none", 0.0, 1.0
+    )
+    flags.DEFINE_integer(
+        "max_bad_steps", 20, "stop after so many steps in a row whose loss or gradient is not finite", lower_bound=1
+    )
     flags.DEFINE_integer("seed", 0, "of the weights, the order, the crops, the mixtures and the drop-out")
-    flags.DEFINE_integer("num_gpus", -1, "GPUs to train on; -1: all there are", lower_bound=-1)
     flags.DEFINE_integer("cv_utterances", 500, "validate on so many lines of the cv list; 0: all", lower_bound=0)
     flags.DEFINE_integer("log_steps", 50, "steps between two lines of numbers in TensorBoard", lower_bound=1)
     flags.DEFINE_integer("save_steps", 0, "also save every so many steps; 0: at epochs only", lower_bound=0)
     flags.DEFINE_integer("keep_checkpoints", 0, "keep the newest so many, and the best; 0: all", lower_bound=0)
     flags.DEFINE_integer("pictures", 3, "validation mixtures to draw and play in TensorBoard", lower_bound=0)
+    flags.DEFINE_bool("dry_run", False, "say what training would cost, from a few steps, and write nothing")
+    flags.DEFINE_list("profile_steps", [], "first,last step of a profile for TensorBoard")
 
 
-def options_from_flags(strategy):
+def options_from_flags(strategy, task):
     """TrainOptions of the flags."""
+    try:
+        profile = tuple(map(int, FLAGS.profile_steps)) or None
+        if profile and not (len(profile) == 2 and 0 < profile[0] <= profile[1]):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--profile_steps {','.join(FLAGS.profile_steps)}: give first,last, such as 10,15") from None
     return TrainOptions(
         folder=run_folder(),
         exp_name=FLAGS.exp_name,
+        strategy=strategy,
         resume_model=FLAGS.resume_model,
         clip_norm=FLAGS.clip_norm,
+        accumulate=FLAGS.accumulate,
+        ema_decay=FLAGS.ema_decay,
+        scale_loss=FLAGS.precision == "float16",
+        jit_compile=devices.jit_compile(task.fixed_lengths),
+        max_bad_steps=FLAGS.max_bad_steps,
         log_steps=FLAGS.log_steps,
         save_steps=FLAGS.save_steps,
         keep_checkpoints=FLAGS.keep_checkpoints,
         finish=not FLAGS.parity,
-        strategy=strategy,
+        dry_run=FLAGS.dry_run,
+        profile_steps=profile,
     )
 
 
@@ -144,6 +186,11 @@ def optimizer_name():
     return FLAGS.optimizer or ("adam" if FLAGS.is_adam else "momentum")
 
 
+def epochs_from_flags(examples, whole=False):
+    """learning_rate.Epochs of the flags, for so many training examples."""
+    return learning_rate.Epochs(examples, FLAGS.batch_size * FLAGS.accumulate, FLAGS.epoch, whole)
+
+
 def rule_from_flags(epochs, patience):
     """The learning-rate rule that the flags ask for."""
     if FLAGS.lr_schedule == "original":
@@ -151,47 +198,57 @@ def rule_from_flags(epochs, patience):
     return learning_rate.AnnealedRule(epochs, FLAGS.learning_rate, FLAGS.lr_schedule, FLAGS.warmup_steps)
 
 
-def make_strategy():
-    """One device, or a MirroredStrategy over the GPUs that --num_gpus allows."""
-    gpus = tf.config.list_logical_devices("GPU")
-    if FLAGS.num_gpus >= 0:
-        if FLAGS.num_gpus > len(gpus):
-            raise UserError(f"--num_gpus {FLAGS.num_gpus}: {len(gpus)} GPU(s) are here; lower it")
-        gpus = gpus[: FLAGS.num_gpus]
-    if len(gpus) > 1:
-        return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus])
-    return tf.distribute.OneDeviceStrategy(gpus[0].name if gpus else "/cpu:0")
-
-
-def write_flags(folder):
-    """Writes flags.txt, the project's flags as they stand; --flagfile takes it."""
-    lines = [
-        flag.serialize()
+def project_flags():
+    """[flag] of the project's own that have a value, but for those that say what to do now."""
+    return [
+        flag
         for module, its_flags in sorted(FLAGS.flags_by_module_dict().items())
         if not module.startswith(("absl.", "tensorflow", "tensorboard"))
         for flag in its_flags
-        if flag.value is not None and flag.name not in ("is_deploy", "resume_model")
+        if flag.value is not None and flag.name not in ("is_deploy", "resume_model", "dry_run")
     ]
-    write_text(os.path.join(folder, "flags.txt"), "\n".join(filter(None, lines)) + "\n")
 
 
 def train(task, options):
     """Trains to the end; gives the LoopState. Goes on from the newest whole checkpoint of the folder, if any."""
-    make_writable_directory(options.folder)
-    checkpoint.remove_leftovers(options.folder)
+    chief = devices.is_chief(options.strategy)
+    if chief and not options.dry_run:
+        make_writable_directory(options.folder)
+        checkpoint.remove_leftovers(options.folder)
     state = learning_rate.LoopState(rate=task.rule.initial, best_score=task.worst_score)
     with options.strategy.scope():
         task.optimizer.build(task.model.trainable_variables)
-        state = _resume(task, options, state)
-    checkpoint.write_config(options.folder, task.system, task.model, **task.config)
-    write_flags(options.folder)
+    step = TrainStep(
+        task.model,
+        task.optimizer,
+        task.objective,
+        options.strategy,
+        task.epochs.batch_size,
+        options.clip_norm,
+        options.accumulate,
+        options.ema_decay,
+        options.scale_loss,
+        options.jit_compile,
+        lambda batch: task.seconds_per_frame * tf.reduce_sum(tf.cast(batch["frames"], tf.float32)),
+    )
+    state = _resume(task, options, step, state)
+    _require_same_step(options, state)
+    print(_batch_line(task, options))
+    if options.dry_run:
+        cost.print_forecast(task, options, step)
+        return state
+    if chief:
+        checkpoint.write_config(options.folder, task.system, task.model, **task.config)
+        write_text(
+            os.path.join(options.folder, "flags.txt"),
+            "\n".join(filter(None, (flag.serialize() for flag in project_flags()))) + "\n",
+        )
     if state.step > task.epochs.total and state.validated_step == state.step:
         print(f"{options.folder}: trained to the end, {task.epochs.total} steps; raise --epoch to go on")
         return state
     if state.step > 1:
         print(f"{options.folder}: going on at step {state.step} of {task.epochs.total}")
-    run = _Run(task, options, state)
-    try:
+    with _Run(task, options, step, state, chief) as run:
         learning_rate.run_epochs(
             task.epochs,
             task.rule,
@@ -202,14 +259,8 @@ def train(task, options):
             higher_is_better=task.higher_is_better,
             save_steps=options.save_steps,
             finish=options.finish,
+            after_step=run.stop_if_asked,
         )
-    except tf.errors.ResourceExhaustedError as error:
-        raise UserError(
-            f"{options.folder}: out of memory in step {state.step} ({error.message.splitlines()[0]});"
-            " lower --batch_size or set --segment_seconds, and run it again"
-        ) from error
-    finally:
-        run.close()
     print(
         f"{options.folder}: {task.epochs.total} steps, best validation {task.score} {state.best_score:.3f}"
         f" at step {state.best_step}"
@@ -217,7 +268,19 @@ def train(task, options):
     return state
 
 
-def _resume(task, options, state):
+def _batch_line(task, options):
+    """What a step is made of."""
+    replicas = options.strategy.num_replicas_in_sync
+    size = task.epochs.batch_size
+    parts = [f"global batch {size}"]
+    if replicas > 1:
+        parts.append(f"on {replicas} devices")
+    if options.accumulate > 1:
+        parts.append(f"in {options.accumulate} parts of {size // options.accumulate}")
+    return f"{options.folder}: {', '.join(parts)}; {task.epochs.steps} steps an epoch, {task.epochs.total} in all"
+
+
+def _resume(task, options, step, state):
     """Restores what the folder holds, or else what --resume_model names; gives the LoopState to go on with."""
     reader = checkpoint.latest_whole(options.folder)
     if reader is None:
@@ -225,6 +288,7 @@ def _resume(task, options, state):
             reader = checkpoint.Reader(options.resume_model)
             checkpoint.restore_weights(reader, task.system, task.model)
             kept = checkpoint.restore_optimizer(reader, task.model, task.optimizer)
+            step.restart_averages()
             print(f"{reader.prefix}: weights {'and optimiser ' if kept else ''}restored; starting at step 1")
         return state
     if options.resume_model and checkpoint.resolve(options.resume_model) != reader.prefix:
@@ -251,123 +315,209 @@ def _resume(task, options, state):
             f"{reader.prefix}: holds no state of the optimiser {task.optimizer.name};"
             " use the flags it was trained with, or another --time_stamp"
         )
+    if not checkpoint.restore_step(reader, step.state):
+        raise UserError(
+            f"{reader.prefix}: trained with another --ema_decay or --precision; give the same, or another --time_stamp"
+        )
     state = learning_rate.LoopState(**stored["state"])
     # A run killed right after its best checkpoint was written has not marked it yet.
     best = _prefix(options, state.best_step)
-    if os.path.exists(best + checkpoint.INDEX):
+    if os.path.exists(best + checkpoint.INDEX) and devices.is_chief(options.strategy):
         checkpoint.mark_best(best)
     return state
+
+
+def _require_same_step(options, state):
+    """Raises UserError unless all workers found the same checkpoint."""
+    if not devices.several_workers(options.strategy):
+        return
+    per_replica = options.strategy.run(lambda: tf.constant(state.step, tf.float32))
+    mean = float(options.strategy.reduce(tf.distribute.ReduceOp.MEAN, per_replica, axis=None))
+    if mean != state.step:
+        raise UserError(
+            f"{options.folder}: this worker goes on at step {state.step}, others do not;"
+            " all workers must see the same folder: put exp on a disk that they share"
+        )
 
 
 def _prefix(options, step):
     return os.path.join(options.folder, f"{options.exp_name}_model.ckpt_step_{step}")
 
 
-def make_train_step(model, optimizer, objective, strategy, batch_size, element_spec, clip_norm=0.0):
-    """The compiled training step: (global batch, learning rate) -> {"loss", "gradient_norm", metrics}, scalars.
+class _Step(NamedTuple):
+    """A training step that was started."""
 
-    Args:
-        objective: see Task.
-        batch_size: of the global batch; the loss is the mean over it.
-        element_spec: of the batches, lengths free.
-        clip_norm: largest global norm of the gradients after all replicas' are summed; 0: no limit.
-    """
-    replicas = strategy.num_replicas_in_sync
-    variables = model.trainable_variables
-
-    def replica_step(batch, rate):
-        with tf.GradientTape() as tape:
-            losses, metrics = objective(batch, training=True)
-            # Summed over replicas this is the mean over the global batch.
-            loss = tf.reduce_sum(losses) / batch_size
-        gradients = tape.gradient(loss, [v.value for v in variables])
-        if replicas > 1:
-            context = tf.distribute.get_replica_context()
-            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        norm = tf.linalg.global_norm(gradients)
-        scale = 1.0 / replicas  # the optimiser sums over replicas once more
-        if clip_norm:
-            scale = scale * tf.minimum(1.0, clip_norm / (norm + 1e-12))
-        optimizer.learning_rate.assign(rate)
-        optimizer.apply([gradient * scale for gradient in gradients], variables)
-        means = {name: tf.reduce_mean(value) / replicas for name, value in metrics.items()}
-        return {"loss": loss, "gradient_norm": norm / replicas} | means
-
-    @tf.function(input_signature=[element_spec, tf.TensorSpec([], tf.float32)])
-    def train_step(batch, rate):
-        per_replica = strategy.run(replica_step, args=(batch, rate))
-        return {k: strategy.reduce(tf.distribute.ReduceOp.SUM, v, axis=None) for k, v in per_replica.items()}
-
-    return train_step
+    number: int
+    epoch: int
+    batches: list
+    bad: Any
 
 
 class _Run:
     """The parts of a training run that `learning_rate.run_epochs` puts in order."""
 
-    def __init__(self, task, options, state):
+    def __init__(self, task, options, step, state, chief):
         self.task = task
         self.options = options
         self.strategy = options.strategy
-        self.step_function = None
+        self.step = step
+        self.state = state
+        self.chief = chief
         self.validation_function = None
         self.batches = None
         self.epoch = None
+        self.started_at = state.step
         self.pending = collections.defaultdict(list)
-        self.writer = tf.summary.create_file_writer(os.path.join(options.folder, "tensorboard"))
-        self.bar = tqdm(
-            total=task.epochs.total, initial=state.step - 1, unit="step", desc="train", dynamic_ncols=True,
-            mininterval=1.0 if sys.stderr.isatty() else 30.0,
+        self.last_step = None
+        self.bad_steps = []  # in a row
+        self.signal = None
+        self.handlers = {}
+        self.profiling = False
+        tensorboard = os.path.join(options.folder, "tensorboard")
+        self.writer = tf.summary.create_file_writer(tensorboard) if chief else tf.summary.create_noop_writer()
+        self.bar = progress(
+            None, "train", task.epochs.total, initial=state.step - 1, unit="step", disable=not chief
         )
         self.logged_at = time.monotonic()
 
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.handlers[number] = signal.signal(number, self._ask_to_stop)
+        if self.chief:
+            with self._writing():
+                hparams.hparams({flag.name: _plain(flag.value) for flag in project_flags()})
+        return self
+
+    def __exit__(self, kind, error, trace):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.profiling:
+            tf.profiler.experimental.stop()
+        self.bar.close()
+        with contextlib.suppress(tf.errors.OpError):
+            self.writer.close()
+        if isinstance(error, tf.errors.OpError) and devices.several_workers(self.strategy):
+            raise UserError(
+                f"{self.options.folder}: another worker stopped ({error.message.splitlines()[0][:200]});"
+                " start the same command on all workers, they go on from the last checkpoint"
+            ) from error
+
+    def _ask_to_stop(self, number, frame):
+        if self.signal is not None:  # asked twice: at once
+            raise KeyboardInterrupt(number)
+        self.signal = number
+
+    def stop_if_asked(self, state):
+        """After SIGTERM or SIGINT: saves and leaves."""
+        if self.signal is None:
+            return
+        self.save(state, False)
+        self.bar.write(f"{self.options.folder}: saved after {state.step - 1} steps", file=sys.stdout)
+        raise KeyboardInterrupt(self.signal)
+
     def train_step(self, step, rate):
-        """One optimiser step on the next batch."""
+        """One optimiser step on the next batches."""
         epoch, place = divmod(step - 1, self.task.epochs.steps)
         if self.epoch != epoch:
-            batches = self.task.training_batches(epoch, place)
-            distributed = self.strategy.experimental_distribute_dataset(batches)
-            if self.step_function is None:
-                self.step_function = make_train_step(
-                    self.task.model,
-                    self.task.optimizer,
-                    self.task.objective,
-                    self.strategy,
-                    self.task.epochs.batch_size,
-                    distributed.element_spec,
-                    self.options.clip_norm,
-                )
-            self.batches, self.epoch = dataset.checked(distributed, self.task.check_inputs), epoch
-        metrics = self.step_function(next(self.batches), tf.constant(rate, tf.float32))
-        for name, value in metrics.items():
+            self._open(epoch, place)
+        batches = [next(self.batches) for _ in range(self.options.accumulate)]
+        self._profile(step)
+        try:
+            found = self.step(batches, rate)
+        except tf.errors.ResourceExhaustedError as error:
+            raise self._out_of_memory(step, epoch, batches, error) from error
+        for name, value in found.items():
             self.pending[name].append(value)
+        self._watch_for_bad_steps(_Step(step, epoch, batches, found["bad"]))
         self.bar.update()
         if step % self.options.log_steps == 0 or step == self.task.epochs.total:
             self._log(step, rate)
+
+    def _open(self, epoch, place):
+        distributed = devices.distribute(
+            self.strategy,
+            lambda share: self.task.training_batches(epoch, place * self.options.accumulate, share),
+        )
+        if self.epoch is None:
+            self.step.compile(distributed.element_spec)
+        self.batches, self.epoch = dataset.checked(distributed, self.task.check_inputs), epoch
+
+    def _watch_for_bad_steps(self, newest):
+        # Looks at the step before, so that no device has to wait.
+        done, self.last_step = self.last_step, newest
+        if done is None or not float(done.bad):
+            self.bad_steps.clear()
+            return
+        self.bad_steps.append(done)
+        if len(self.bad_steps) >= self.options.max_bad_steps:
+            names = [name for some in self.bad_steps for name in self._names(some.epoch, some.batches)]
+            raise UserError(
+                f"{self.options.folder}: loss or gradient was not finite in {len(self.bad_steps)} steps in a row, the"
+                f" last of them {done.number}, on {', '.join(dict.fromkeys(names))};"
+                " look at these files with feat/doctor.py, lower --learning_rate or set --clip_norm"
+            )
+
+    def _values(self, batches, key):
+        """[examples] of this process, of all replicas and batches."""
+        return np.concatenate(
+            [x.numpy() for batch in batches for x in self.strategy.experimental_local_results(batch[key])]
+        )
+
+    def _names(self, epoch, batches):
+        return self.task.names_of(epoch, self._values(batches, "index"))
+
+    def _out_of_memory(self, step, epoch, batches, error):
+        frames = self._values(batches, "frames")
+        name = self._names(epoch, batches)[int(np.argmax(frames))]
+        return UserError(
+            f"{self.options.folder}: out of memory in step {step}, whose longest mixture is {name} with"
+            f" {frames.max() * self.task.seconds_per_frame:.1f} s ({error.message.splitlines()[0][:120]});"
+            " lower --batch_size (and raise --accumulate), or set --segment_seconds, and run it again"
+        )
+
+    def _profile(self, step):
+        if not self.options.profile_steps or not self.chief:
+            return
+        first, last = self.options.profile_steps
+        if step == first:
+            tf.profiler.experimental.start(os.path.join(self.options.folder, "tensorboard"))
+            self.profiling = True
+        elif self.profiling and step > last:
+            tf.profiler.experimental.stop()
+            self.profiling = False
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Summaries go to the writer; a disk that refuses them is named."""
+        try:
+            with self.writer.as_default():
+                yield
+            self.writer.flush()
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"{self.options.folder}/tensorboard: cannot be written ({error.message.splitlines()[0]});"
+                " make room, then run the same command again"
+            ) from error
 
     def validate(self, step):
         """Mean of the metrics over the validation set; gives the score."""
         if self.pending:
             self._log(step - 1, None)
-        batches = self.task.validation_batches()
+        batches = devices.distribute(self.strategy, self.task.validation_batches)
         if self.validation_function is None:
-
-            @tf.function(input_signature=[batches.element_spec])
-            def validation_function(batch):
-                loss, metrics = self.task.objective(batch, training=False)
-                return {"loss": tf.reduce_mean(loss)} | {k: tf.reduce_mean(v) for k, v in metrics.items()}
-
-            self.validation_function = validation_function
-        totals, count = collections.defaultdict(float), 0
-        for batch in dataset.checked(batches, self.task.check_inputs):
-            for name, value in self.validation_function(batch).items():
-                totals[name] += float(value)
-            count += 1
-        means = {name: total / count for name, total in totals.items()}
-        with self.writer.as_default():
-            for name, value in means.items():
-                tf.summary.scalar(f"validation/{name}", value, step - 1)
-            self.task.pictures(os.path.join(self.options.folder, "pictures"), step - 1)
-        self.writer.flush()
+            self.validation_function = make_validation_step(self.task.objective, self.strategy, batches.element_spec)
+        totals = collections.defaultdict(float)
+        with self.step.averaged_weights():
+            for batch in dataset.checked(batches, self.task.check_inputs):
+                if self.signal is not None:
+                    break
+                for name, value in self.validation_function(batch).items():
+                    totals[name] += float(value)
+            if self.signal is None:
+                count = totals.pop("count")
+                means = {name: total / count for name, total in totals.items()}
+                self._show(means, step - 1)
+        self.stop_if_asked(self.state)
         shown = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
         self.bar.write(f"after {step - 1} of {self.task.epochs.total} steps: validation {shown}", file=sys.stdout)
         sys.stdout.flush()
@@ -379,10 +529,22 @@ class _Run:
             )
         return means[self.task.score]
 
+    def _show(self, means, step):
+        """Scalars and pictures of a validation."""
+        if not self.chief:
+            return
+        with self._writing():
+            for name, value in means.items():
+                tf.summary.scalar(f"validation/{name}", value, step)
+            self.task.pictures(os.path.join(self.options.folder, "pictures"), step)
+
     def save(self, state, is_best):
         """Writes the checkpoint of a state."""
+        if not self.chief:
+            return
         prefix = _prefix(self.options, state.step)
-        checkpoint.save(prefix, self.task.model, self.task.optimizer, {"state": dataclasses.asdict(state)})
+        loop = {"state": dataclasses.asdict(state)}
+        checkpoint.save(prefix, self.task.model, self.task.optimizer, loop, self.step.state)
         if is_best:
             checkpoint.mark_best(prefix)
         if self.options.keep_checkpoints:
@@ -390,24 +552,53 @@ class _Run:
                 if step != state.best_step:
                     checkpoint.remove(old)
 
-    def close(self):
-        self.bar.close()
-        self.writer.close()
-
     def _log(self, step, rate):
         """Means since the last time, to TensorBoard and the progress bar."""
-        means = {name: float(np.mean([float(v) for v in values])) for name, values in self.pending.items()}
-        count = len(self.pending["loss"])
+        values = {name: np.array([float(v) for v in some]) for name, some in self.pending.items()}
         self.pending.clear()
-        seconds = time.monotonic() - self.logged_at
+        seconds = max(time.monotonic() - self.logged_at, 1e-9)
         self.logged_at = time.monotonic()
-        with self.writer.as_default():
-            for name, value in means.items():
-                tf.summary.scalar(f"train/{name}", value, step)
-            if rate is not None:
-                tf.summary.scalar("train/learning_rate", rate, step)
-            tf.summary.scalar("train/steps_per_second", count / max(seconds, 1e-9), step)
-        self.bar.set_postfix({name: f"{value:.2f}" for name, value in means.items()}, refresh=False)
+        skipped = int(values.pop("bad").sum())
+        audio_seconds = values.pop("audio_seconds")
+        means = {name: float(np.mean(some)) for name, some in values.items()}
+        numbers = {f"train/{name}": value for name, value in means.items()} | {
+            "train/skipped_steps": skipped,
+            "train/steps_per_second": len(audio_seconds) / seconds,
+            "train/audio_seconds_per_second": float(np.sum(audio_seconds)) / seconds,
+        }
+        shown = {name: f"{value:.2f}" for name, value in means.items()}
+        if rate is not None:
+            numbers["train/learning_rate"] = rate
+            shown["rate"] = f"{rate:.1e}"
+        if skipped:
+            shown["skipped"] = skipped
+        with self._writing():
+            for name, value in numbers.items():
+                tf.summary.scalar(name, value, step)
+        self.bar.set_postfix(shown, refresh=False)
+
+
+def make_validation_step(objective, strategy, element_spec):
+    """Compiled (batch of single examples) -> {"count", "loss", metrics}, sums over replicas of those that count."""
+
+    def replica(batch):
+        loss, metrics = objective(batch, training=False)
+        counts = tf.cast(batch["index"] >= 0, tf.float32)
+        means = {"loss": loss} | metrics
+        sums = {name: tf.reduce_sum(tf.where(counts > 0, value, 0.0)) for name, value in means.items()}
+        return {"count": tf.reduce_sum(counts)} | sums
+
+    @tf.function(input_signature=[element_spec])
+    def validation_step(batch):
+        sums = strategy.run(replica, (batch,))
+        return {k: strategy.reduce(tf.distribute.ReduceOp.SUM, v, axis=None) for k, v in sums.items()}
+
+    return validation_step
+
+
+def _plain(value):
+    """A flag's value as HParams takes it."""
+    return value if isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def seed_everything(seed):

@@ -100,16 +100,16 @@ def test_wavs_give_what_the_files_give(settings, utterances):
     from_wavs = dataset.wav_utterances(settings, "tr", utterances.names)
     np.testing.assert_array_equal(from_wavs.frames, utterances.frames)
     for make in (
-        lambda on_the_fly: dataset.training_batches(utterances, 2, 0, 0, from_wavs=on_the_fly),
-        lambda on_the_fly: dataset.training_batches(utterances, 2, 0, 0, segment_frames=5, from_wavs=on_the_fly),
-        lambda on_the_fly: dataset.segment_batches(utterances, SEGMENT, 2, 0, 0, from_wavs=on_the_fly),
-        lambda on_the_fly: dataset.evaluation_batches(utterances, from_wavs=on_the_fly),
+        lambda some: dataset.training_batches(some, 2, 0, 0),
+        lambda some: dataset.training_batches(some, 2, 0, 0, segment_frames=5),
+        lambda some: dataset.segment_batches(some, SEGMENT, 2, 0, 0),
+        lambda some: dataset.evaluation_batches(some),
     ):
-        for cached, fresh in zip(listed(make(False)), listed(make(True)), strict=True):
+        for cached, fresh in zip(listed(make(utterances)), listed(make(from_wavs)), strict=True):
             for key, value in cached.items():
                 np.testing.assert_allclose(fresh[key], value, atol=1e-5, err_msg=key)
         # Batches of the same known dimensions too, which losses over talkers need.
-        assert make(True).element_spec == make(False).element_spec
+        assert make(from_wavs).element_spec == make(utterances).element_spec
 
 
 def test_segments_are_all_frames_in_pieces(utterances):

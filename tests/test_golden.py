@@ -34,10 +34,11 @@ from models.dense_unet import (
     skip_crops,
     uncompress,
 )
-from nn import checkpoint, clustering, learning_rate, reference_checkpoint, train
+from nn import checkpoint, clustering, learning_rate, reference_checkpoint
 from nn.optimizers import make_optimizer
 from nn.seq_group import Decoder, SequentialGroupingObjective, to_signals
 from nn.simul_group import SimultaneousGrouping
+from nn.step import TrainStep
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN_DIR = pathlib.Path(os.environ.get("GOLDEN_DIR", pathlib.Path(__file__).parent / "golden"))
@@ -314,7 +315,7 @@ def padding(case, folder):
         cache.write_array(cache.wave_path(folder, "tr", name), np.concatenate([waves, mixture]))
         cache.write_array(cache.estimate_path(folder, "tr", name), case[f"in/simul_est_{name}"])
     utterances = dataset.cached_utterances(settings, "tr", names, with_estimates=True)
-    batches = dataset.training_batches(utterances, 2, seed=0, epoch=0, with_estimates=True)
+    batches = dataset.training_batches(utterances, 2, seed=0, epoch=0)
     batch = {key: value.numpy() for key, value in next(iter(batches)).items()}
     batch = {key: value[np.argsort(batch["index"])] for key, value in batch.items()}
     longest = batch["mixture"].shape[1]
@@ -427,7 +428,7 @@ def check_layers(case):
     for causal, name, theirs in ((False, "dc", "dilated_conv"), (True, "dcc", "dilated_conv_causal")):
         made = conv.DilatedDepthwiseConv1D(2, causal)
         case.check(theirs, layer(made, x3, f"{name}/w"), case["out/" + theirs])
-    pointwise = grouping.pointwise(case["out/conv1d"].shape[-1], "c1")
+    pointwise = conv.PointwiseConv(case["out/conv1d"].shape[-1], name="c1")
     case.check("conv1d", layer(pointwise, x3, "c1/w", "c1/biases"), case["out/conv1d"])
     batch_norm = norm.batch_norm("bn")
     names = [f"bn/{part}" for part in ("scale", "offset", "pop_mean", "pop_var")]
@@ -498,10 +499,9 @@ def train_steps(case, folder):
     restore(model, weights, folder)
     optimizer.build(model.trainable_variables)
     batch, _ = batch_of_features(case, causal)
-    step = train.make_train_step(
-        model, optimizer, objective, tf.distribute.get_strategy(), 1, dataset.free_lengths(batch)
-    )
-    history = [step(batch, tf.constant(case.config["lr"])) for _ in range(case.config["steps"])]
+    step = TrainStep(model, optimizer, objective, tf.distribute.get_strategy(), 1)
+    step.compile(dataset.free_lengths(batch))
+    history = [step([batch], case.config["lr"]) for _ in range(case.config["steps"])]
     loss, metrics = objective(batch, training=False)
     history.append({"loss": tf.reduce_mean(loss)} | {k: tf.reduce_mean(v) for k, v in metrics.items()})
     for theirs, ours in shown.items():

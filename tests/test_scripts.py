@@ -108,29 +108,35 @@ def test_resume_model_is_not_overridden_by_the_run_folder(pipeline):
         np.testing.assert_array_equal(read_bin(folder, "oracle_order", name), before[name])
 
 
-def test_training_goes_on_from_the_originals_checkpoint_with_its_moments(pipeline, monkeypatch):
+@pytest.mark.parametrize("kind", ["adam", "momentum"])
+def test_training_goes_on_from_the_originals_checkpoint_with_its_moments(pipeline, kind):
     folder, _ = pipeline
     model = DenseUNet(channels=2, scales=1, bins=33)
     random = np.random.default_rng(0)
-    arrays = {"beta1_power": np.float32(0.9**8), "beta2_power": np.float32(0.999**8)}
+    arrays = {"beta1_power": np.float32(0.9**8), "beta2_power": np.float32(0.999**8)} if kind == "adam" else {}
+    slots = {"adam": ["Adam", "Adam_1"], "momentum": ["Momentum"]}[kind]
     for weight in model.trainable_variables:
         names = reference_checkpoint.reference_names(model)[weight.path.split("/", 1)[1]]
         names = [names] if isinstance(names, str) else names
         for name in names:
             shape = (*weight.shape[:-1], weight.shape[-1] // len(names))
             arrays[name] = 0.1 * random.standard_normal(shape).astype(np.float32)
-            arrays[f"{name}/Adam"] = random.standard_normal(shape).astype(np.float32)
-            arrays[f"{name}/Adam_1"] = random.uniform(0, 1, shape).astype(np.float32)
-    prefix = write_saver_checkpoint(str(folder / "original" / "deep_casa_wsj_model.ckpt_step_8"), arrays)
-    printed = speech.succeed(folder, "nn/simul_group.py", time_stamp="warm", resume_model=prefix, **SIMUL)
+            for slot in slots:
+                arrays[f"{name}/{slot}"] = random.uniform(0, 1, shape).astype(np.float32)
+    prefix = write_saver_checkpoint(str(folder / f"original_{kind}" / "deep_casa_wsj_model.ckpt_step_8"), arrays)
+    run = SIMUL | dict(time_stamp=f"warm_{kind}", optimizer=kind)
+    printed = speech.succeed(folder, "nn/simul_group.py", resume_model=prefix, **run)
     assert "weights and optimiser restored" in printed
-    ours = checkpoint.Reader(str(folder / EXP / "models/warm/deep_casa_wsj_model.ckpt_step_1"))
-    assert int(ours(checkpoint._ours("optimizer", "adam/iteration"))) == 7
-    slot = checkpoint._ours("optimizer", "adam/dense_unet_encoder_0_conv_0_kernel_velocity")
-    np.testing.assert_array_equal(ours(slot), arrays["separator/conv2d/kernel/Adam_1"])
+    ours = checkpoint.Reader(str(folder / EXP / f"models/warm_{kind}/deep_casa_wsj_model.ckpt_step_1"))
+    if kind == "adam":
+        assert int(ours(checkpoint._ours("optimizer", "adam/iteration"))) == 7
+    slot = f"{kind}/dense_unet_encoder_0_conv_0_kernel_{'velocity' if kind == 'adam' else 'momentum'}"
+    theirs = arrays[f"separator/conv2d/kernel/{slots[-1]}"]
+    np.testing.assert_array_equal(ours(checkpoint._ours("optimizer", slot)), theirs)
     # Beside nothing of ours it is no run to go on with.
-    shutil.copytree(folder / "original", folder / EXP / "models" / "foreign")
-    assert "not from this training loop" in speech.refuse(folder, "nn/simul_group.py", time_stamp="foreign", **SIMUL)
+    shutil.copytree(folder / f"original_{kind}", folder / EXP / "models" / f"foreign_{kind}")
+    line = speech.refuse(folder, "nn/simul_group.py", **run | dict(time_stamp=f"foreign_{kind}"))
+    assert "not from this training loop" in line
 
 
 def test_everything_without_feature_files(tmp_path_factory):
@@ -207,7 +213,7 @@ def test_one_line_list_utterance_pit_and_silence(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (dict(batch_size=4), "3 training example(s) are fewer than --batch_size 4"),
+        (dict(batch_size=4), "3 training example(s) are fewer than the 4 of a step"),
         (dict(resume_model="nowhere/best"), "nowhere/best: no checkpoint here"),
         (dict(resume_model="nowhere/best", is_deploy=1), "nowhere/best: no checkpoint here"),
         (dict(time_stamp="none", is_deploy=1), "no such checkpoint; train first"),
@@ -271,9 +277,9 @@ def test_names_a_file_that_goes_bad_during_training(pipeline, monkeypatch, on_th
     whole = open(path, "rb").read()
     options = train.options_from_flags
 
-    def cut(strategy):
+    def cut(strategy, task):
         os.truncate(path, len(whole) // 2)
-        return options(strategy)
+        return options(strategy, task)
 
     monkeypatch.setattr(train, "options_from_flags", cut)
     try:

@@ -1,0 +1,223 @@
+"""The compiled training step: gradients, their sum over replicas, guards, clipping, update, moving average."""
+
+import contextlib
+
+import tensorflow as tf
+
+FIRST_SCALE = 2.0**15  # of the loss in float16
+SCALE_UP_AFTER = 2000  # good steps before it is doubled
+
+
+class TrainStep:
+    """One optimiser step on a global batch, on all replicas of a strategy.
+
+    Gradients are summed over replicas before anything else is done with them, so that every replica then does the
+    same to its own copy of the weights, and two replicas train as one device does. A step whose loss or gradient
+    is not finite changes nothing.
+
+    Args:
+        model: keras.Model, made in the strategy's scope.
+        optimizer: of nn.optimizers, built in the strategy's scope.
+        objective: see nn.train.Task.
+        strategy: tf.distribute strategy.
+        batch_size: examples in a step, all replicas and pieces together; the loss is the mean over them.
+        clip_norm: largest global norm of the summed gradient; 0: no limit.
+        accumulate: batches whose gradients make a step.
+        ema_decay: of the moving average of the weights, min(ema_decay, (1 + n) / (10 + n)) at step n; 0: none.
+        scale_loss: multiply the loss against the underflow of float16, by as much as gradients stay finite.
+        jit_compile: let XLA compile forward and backward pass.
+        audio_seconds: batch -> seconds in it, a scalar tensor.
+    """
+
+    def __init__(
+        self,
+        model,
+        optimizer,
+        objective,
+        strategy,
+        batch_size,
+        clip_norm=0.0,
+        accumulate=1,
+        ema_decay=0.0,
+        scale_loss=False,
+        jit_compile=False,
+        audio_seconds=lambda batch: tf.constant(0.0),
+    ):
+        self.optimizer = optimizer
+        self.objective = objective
+        self.strategy = strategy
+        self.batch_size = batch_size
+        self.clip_norm = clip_norm
+        self.accumulate = accumulate
+        self.ema_decay = ema_decay
+        self.audio_seconds = audio_seconds
+        self.weights = model.trainable_variables
+        # Such as the moving statistics of batch norm: the forward pass changes them before a guard can look.
+        self.statistics = [v for v in model.non_trainable_variables if v.dtype == "float32"]
+        self.metric_names = []
+        with strategy.scope():
+            self.averages = [tf.Variable(w.value, trainable=False) for w in self.weights] if ema_decay else []
+            self.scale = tf.Variable(FIRST_SCALE, trainable=False) if scale_loss else None
+            self.good_steps = tf.Variable(0, trainable=False) if scale_loss else None
+            self.sums = [_replica_sum(w.shape) for w in self.weights] if accumulate > 1 else []
+        if jit_compile:
+            self._gradients = tf.function(self._gradients, jit_compile=True)
+        self._functions = {}
+
+    @property
+    def state(self):
+        """{name: tf.Variable} of what a checkpoint must hold besides weights and optimiser."""
+        state = {weight.path.split("/", 1)[1]: average for weight, average in zip(self.weights, self.averages)}
+        if self.scale is not None:
+            state |= {"loss_scale": self.scale, "good_steps": self.good_steps}
+        return state
+
+    def restart_averages(self):
+        """Lets the moving average start from the weights as they are now."""
+        for average, weight in zip(self.averages, self.weights):
+            average.assign(weight.value)
+
+    @contextlib.contextmanager
+    def averaged_weights(self):
+        """Puts the moving average in the place of the weights meanwhile, if there is one."""
+        kept = [weight.numpy() for weight, _ in zip(self.weights, self.averages)]
+        for weight, average in zip(self.weights, self.averages):
+            weight.assign(average.read_value())
+        try:
+            yield
+        finally:
+            for weight, value in zip(self.weights, kept):
+                weight.assign(value)
+
+    def compile(self, element_spec):
+        """Makes the functions for batches of this spec."""
+        rate = tf.TensorSpec([], tf.float32)
+        if self.accumulate == 1:
+            self._functions["whole"] = tf.function(self._whole, input_signature=[element_spec, rate])
+        else:
+            self._functions["piece"] = tf.function(self._piece, input_signature=[element_spec])
+            numbers = tf.TensorSpec([None], tf.float32)
+            self._functions["apply"] = tf.function(self._apply_pieces, input_signature=[numbers, rate])
+
+    def __call__(self, batches, rate):
+        """One step.
+
+        Args:
+            batches: list of `accumulate` batches of the strategy's distributed dataset.
+            rate: learning rate.
+
+        Returns:
+            {"loss", "gradient_norm", "audio_seconds", "bad": 1 if the step was skipped although the loss is not
+            scaled up, metrics}, scalar tensors; "loss_scale" too where the loss is scaled.
+        """
+        rate = tf.constant(rate, tf.float32)
+        if self.accumulate == 1:
+            return self._functions["whole"](batches[0], rate)
+        numbers = sum(self._functions["piece"](batch) for batch in batches)
+        return self._functions["apply"](numbers, rate)
+
+    # In cross-replica context -------------------------------------------------------------------------
+
+    def _whole(self, batch, rate):
+        def replica(batch, rate):
+            gradients, numbers = self._gradients(batch)
+            *gradients, numbers = self._sum_over_replicas([*gradients, numbers])
+            return self._apply(gradients, numbers, rate)
+
+        return self._advance(self.strategy.run(replica, (batch, rate)))
+
+    def _piece(self, batch):
+        def replica(batch):
+            gradients, numbers = self._gradients(batch)
+            for total, gradient in zip(self.sums, gradients):
+                total.assign_add(gradient)
+            return numbers
+
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, self.strategy.run(replica, (batch,)), axis=None)
+
+    def _apply_pieces(self, numbers, rate):
+        def replica(numbers, rate):
+            gradients = self._sum_over_replicas([tf.identity(total) for total in self.sums])
+            with tf.control_dependencies(gradients):
+                for total in self.sums:
+                    total.assign(tf.zeros_like(total))
+            return self._apply(gradients, numbers, rate)
+
+        return self._advance(self.strategy.run(replica, (numbers, rate)))
+
+    def _advance(self, per_replica):
+        self.optimizer.iterations.assign_add(1)
+        # All replicas have the same numbers.
+        return {name: self.strategy.experimental_local_results(v)[0] for name, v in per_replica.items()}
+
+    # In replica context -------------------------------------------------------------------------------
+
+    def _sum_over_replicas(self, tensors):
+        if self.strategy.num_replicas_in_sync == 1:
+            return tensors
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+    def _gradients(self, batch):
+        """Gradients of this replica's piece of the batch, and its numbers: [loss, audio seconds, metrics...]."""
+        before = [tf.identity(v.value) for v in self.statistics]
+        with tf.GradientTape() as tape:
+            losses, metrics = self.objective(batch, training=True)
+            # Summed over replicas and pieces this is the mean over the batch.
+            loss = tf.reduce_sum(losses) / self.batch_size
+            scaled = loss if self.scale is None else loss * self.scale
+        gradients = tape.gradient(scaled, [w.value for w in self.weights])
+        for statistic, old in zip(self.statistics, before):
+            _assign(statistic.value, tf.where(tf.math.is_finite(statistic.value), statistic.value, old))
+        self.metric_names = list(metrics)
+        means = [tf.reduce_mean(value) for value in metrics.values()]
+        return gradients, tf.stack([loss, self.audio_seconds(batch), *means])
+
+    def _apply(self, gradients, numbers, rate):
+        """Updates this replica's weights from summed gradients and numbers; gives the numbers of the step."""
+        scale = 1.0 if self.scale is None else tf.identity(self.scale)
+        norm = tf.linalg.global_norm(gradients) / scale
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(numbers[0])
+        factor = 1.0 / scale
+        if self.clip_norm:
+            factor = factor * tf.minimum(1.0, self.clip_norm / (norm + 1e-12))
+        if self.clip_norm or self.scale is not None:
+            gradients = [gradient * factor for gradient in gradients]
+        tf.cond(finite, lambda: self._update(gradients, rate), tf.no_op)
+        bad = tf.cast(~finite, tf.float32)
+        found = {"loss": numbers[0], "audio_seconds": numbers[1], "gradient_norm": norm}
+        if self.scale is not None:
+            bad *= tf.cast(scale <= 1.0, tf.float32)
+            found["loss_scale"] = scale
+            self._rescale(finite)
+        means = numbers[2:] / (self.strategy.num_replicas_in_sync * self.accumulate)
+        return found | {"bad": bad} | {name: means[i] for i, name in enumerate(self.metric_names)}
+
+    def _update(self, gradients, rate):
+        self.optimizer.update(gradients, rate)
+        steps = tf.cast(self.optimizer.iterations.value, tf.float32)
+        decay = tf.minimum(self.ema_decay, (1.0 + steps) / (10.0 + steps))
+        for average, weight in zip(self.averages, self.weights):
+            _assign(average, decay * average + (1.0 - decay) * weight.value)
+        return tf.no_op()
+
+    def _rescale(self, finite):
+        good = tf.where(finite, self.good_steps + 1, 0)
+        up = good >= SCALE_UP_AFTER
+        scale = tf.where(finite, tf.where(up, 2.0 * self.scale, self.scale), tf.maximum(0.5 * self.scale, 1.0))
+        _assign(self.scale, scale)
+        _assign(self.good_steps, tf.where(up, 0, good))
+
+
+def _replica_sum(shape):
+    """A variable of which every replica has a value of its own."""
+    return tf.Variable(
+        tf.zeros(shape),
+        trainable=False,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.SUM,
+    )
+
+
+def _assign(variable, value):
+    """This replica's copy alone, which tf.Variable.assign would first agree on with the others."""
+    tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
