@@ -24,7 +24,7 @@ import tensorflow as tf
 from feat import cache
 from feat.audio import read_mono
 from feat.feat_gen import FeatureSettings, mixture_length
-from feat.files import UserError
+from feat.files import UserError, brief
 from feat.parallel import parallel_map
 from feat.stft import num_frames, num_samples, sqrt_hann
 
@@ -205,7 +205,7 @@ def checked(batches, check):
             return
         except tf.errors.OpError as error:
             check()
-            reason = error.message.splitlines()[0]
+            reason = brief(error)
             raise UserError(f"a batch cannot be read ({reason}); run the same command again") from error
         yield batch
 

@@ -12,7 +12,6 @@ import tempfile
 
 from absl import app, flags, logging
 
-
 # What a disk or a folder may refuse, and the user can mend.
 _REFUSALS = (
     errno.ENOSPC,
@@ -30,6 +29,12 @@ _REFUSALS = (
 
 class UserError(Exception):
     """Something the user can mend. The message is one line: the file, what disagrees, the mend."""
+
+
+def brief(error):
+    """First line of an error of TensorFlow, without the names of nodes in it."""
+    line = (getattr(error, "message", "") or str(error)).splitlines()[0]
+    return re.sub(r"\{\{.*?\}\} *| *\[Op:.*\]", "", line)[-200:]
 
 
 @contextlib.contextmanager

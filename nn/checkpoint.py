@@ -18,7 +18,7 @@ import tempfile
 import numpy as np
 import tensorflow as tf
 
-from feat.files import UserError, write_text
+from feat.files import UserError, brief, write_text
 from nn import reference_checkpoint
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -54,7 +54,7 @@ def save(prefix, model, optimizer, loop_state, step_state=None):
             os.replace(os.path.join(temporary, name + suffix), prefix + suffix)
     except tf.errors.OpError as error:
         raise UserError(
-            f"{prefix}: cannot be written ({error.message.splitlines()[0]}); make room, then run the same command again"
+            f"{prefix}: cannot be written ({brief(error)}); make room, then run the same command again"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import flags
 
 from feat import dataset
-from feat.files import UserError
+from feat.files import UserError, brief
 
 FLAGS = flags.FLAGS
 
@@ -49,7 +49,7 @@ def make_strategy():
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except (RuntimeError, ValueError, tf.errors.OpError) as error:
-            raise UserError(f"TF_CONFIG: the cluster does not start ({str(error).splitlines()[0]})") from error
+            raise UserError(f"TF_CONFIG: the cluster does not start ({brief(error)})") from error
     gpus = [gpu.name for gpu in tf.config.list_logical_devices("GPU")]
     if FLAGS.num_gpus >= 0:
         if FLAGS.num_gpus > len(gpus):

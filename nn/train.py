@@ -22,7 +22,7 @@ from absl import flags
 from tensorboard.plugins.hparams import api as hparams
 
 from feat import dataset
-from feat.files import UserError, make_writable_directory, write_text
+from feat.files import UserError, brief, make_writable_directory, write_text
 from feat.parallel import progress
 from nn import checkpoint, cost, devices, learning_rate
 from nn.step import TrainStep
@@ -398,7 +398,7 @@ class _Run:
             self.writer.close()
         if isinstance(error, tf.errors.OpError) and devices.several_workers(self.strategy):
             raise UserError(
-                f"{self.options.folder}: another worker stopped ({error.message.splitlines()[0][:200]});"
+                f"{self.options.folder}: another worker stopped ({brief(error)});"
                 " start the same command on all workers, they go on from the last checkpoint"
             ) from error
 
@@ -471,7 +471,7 @@ class _Run:
         name = self._names(epoch, batches)[int(np.argmax(frames))]
         return UserError(
             f"{self.options.folder}: out of memory in step {step}, whose longest mixture is {name} with"
-            f" {frames.max() * self.task.seconds_per_frame:.1f} s ({error.message.splitlines()[0][:120]});"
+            f" {frames.max() * self.task.seconds_per_frame:.1f} s ({brief(error)});"
             " lower --batch_size (and raise --accumulate), or set --segment_seconds, and run it again"
         )
 
@@ -495,7 +495,7 @@ class _Run:
             self.writer.flush()
         except tf.errors.OpError as error:
             raise UserError(
-                f"{self.options.folder}/tensorboard: cannot be written ({error.message.splitlines()[0]});"
+                f"{self.options.folder}/tensorboard: cannot be written ({brief(error)});"
                 " make room, then run the same command again"
             ) from error
 
