@@ -16,7 +16,6 @@ Several processes and devices share a global batch: see Share.
 
 import dataclasses
 import functools
-import re
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +24,7 @@ from feat import cache
 from feat.audio import read_mono
 from feat.feat_gen import FeatureSettings, mixture_length
 from feat.files import UserError, brief
+from feat.lists import parts_of_name, talker_of
 from feat.parallel import parallel_map
 from feat.stft import num_frames, num_samples, sqrt_hann
 
@@ -203,6 +203,8 @@ def checked(batches, check):
             batch = next(iterator)
         except StopIteration:
             return
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError):
+            raise  # another process of a cluster is gone
         except tf.errors.OpError as error:
             check()
             reason = brief(error)
@@ -222,7 +224,8 @@ def evaluation_batches(utterances, share=Share()):
     lines = np.arange(-(-count // share.replicas) * share.replicas)
     index = np.where(lines < count, lines, -1)
     frames = utterances.frames[np.maximum(index, 0)]
-    return _batches(_reader(utterances), (index, 0 * frames, frames, frames), share.replicas, share)
+    arrays = (array.reshape(-1, share.replicas) for array in (index, 0 * frames, frames, frames))
+    return _pieces(arrays, _reader(utterances), share)
 
 
 def evaluate(utterances):
@@ -242,7 +245,8 @@ def training_batches(utterances, batch_size, seed, epoch, skip=0, segment_frames
     whole = utterances.frames[order]
     frames = np.minimum(whole, segment_frames) if segment_frames else whole
     starts = (cuts * (whole - frames + 1)).astype(np.int64)
-    return _batches(_reader(utterances), (order, starts, frames, frames), batch_size, share, skip)
+    longest = np.broadcast_to(frames.max(axis=1, keepdims=True), frames.shape)
+    return _pieces((order, starts, frames, longest), _reader(utterances), share, skip)
 
 
 def segment_count(utterances, segment_frames):
@@ -270,26 +274,19 @@ def segment_batches(utterances, segment_frames, batch_size, seed, epoch, skip=0,
     frames = np.minimum(utterances.frames[lines] - starts, segment_frames)
     # Read as padded to the segment, and all of it counts.
     read = _reader(utterances, frames_of_batch=segment_frames)
-    return _batches(read, (lines, starts, frames, np.full_like(frames, segment_frames)), batch_size, share, skip)
+    return _pieces((lines, starts, frames, np.full_like(frames, segment_frames)), read, share, skip)
 
 
-def _batches(read, arrays, batch_size, share, skip=0):
-    """Dataset of this share's pieces of batches.
+def _pieces(arrays, read, share, skip=0):
+    """Dataset of this share's pieces of batches, the first `skip` left out.
 
     Args:
-        read: (index, start, frames, longest) -> example.
-        arrays: of [batches, batch_size] or [batches * batch_size], what `read` takes; the last is raised to the
-            longest of each batch.
+        arrays: [batches, batch, ...] each, what `read` takes.
+        read: one value of each array -> example.
     """
-    *arrays, longest = [np.reshape(array, (-1, batch_size)) for array in arrays]
-    longest = np.repeat(longest.max(axis=1, keepdims=True), batch_size, axis=1)
-    slices = tuple(share.examples(array[skip:]).astype(np.int32) for array in (*arrays, longest))
-    return _mapped(slices, read, share.piece_size(batch_size))
-
-
-def _mapped(slices, read, piece_size):
-    examples = tf.data.Dataset.from_tensor_slices(slices).map(read, tf.data.AUTOTUNE)
-    return examples.batch(piece_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    arrays = [array[skip:].astype(np.int32) if array.dtype == np.int64 else array[skip:] for array in arrays]
+    examples = tf.data.Dataset.from_tensor_slices(tuple(map(share.examples, arrays))).map(read, tf.data.AUTOTUNE)
+    return examples.batch(share.piece_size(arrays[0].shape[1]), drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
 def _reader(utterances, frames_of_batch=None):
@@ -452,25 +449,6 @@ def source_pool(settings, set_name, names):
     )
 
 
-def parts_of_name(name, talkers):
-    """Utterances in the name of a mixture: "01to030v_0.76_20ga010m_-0.76" -> ["01to030v", "20ga010m"]."""
-    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-    match = re.fullmatch("_".join(rf"(.+?)_{number}" for _ in range(talkers)), name)
-    if match is None:
-        raise UserError(
-            f"{name}: not a name like utterance_gain_utterance_gain, so its talkers are unknown;"
-            " leave --dynamic_mixing out"
-        )
-    return list(match.groups())
-
-
-def talker_of(utterance):
-    """Talker of an utterance: what stands before the first "_" or "-"; in WSJ0 names the first three letters."""
-    if re.fullmatch(r"\w{8}", utterance) and "_" not in utterance:
-        return utterance[:3]
-    return re.split(r"[-_]", utterance)[0]
-
-
 def draw_mixtures(pool, count, samples, seed, epoch, gain_db=2.5):
     """What the mixtures of an epoch are made of.
 
@@ -529,8 +507,5 @@ def mixed_batches(
         signals *= 0.9 / tf.maximum(tf.reduce_max(tf.abs(signals)), 1e-5)
         return _features(settings, signals) | {"frames": segment_frames, "index": index}
 
-    arrays = [
-        array.reshape(batches, batch_size, *array.shape[1:])[skip:]
-        for array in (np.arange(count, dtype=np.int32), *drawn)
-    ]
-    return _mapped(tuple(map(share.examples, arrays)), mix, share.piece_size(batch_size))
+    arrays = [array.reshape(batches, batch_size, *array.shape[1:]) for array in (np.arange(count), *drawn)]
+    return _pieces(arrays, mix, share, skip)

@@ -10,6 +10,7 @@ Two kinds of list go with a WSJ0-2mix folder:
 """
 
 import os
+import re
 from dataclasses import dataclass
 
 from feat.files import UserError, write_text
@@ -131,6 +132,25 @@ def mixture_paths(data_folder, set_name, name, talkers=2, sample_rate=8000, mode
     """Paths of the wavs of the mixture `name`: {"s1": ..., "s2": ..., "mix": ...}."""
     folder = mixture_folder(data_folder, set_name, talkers, sample_rate, mode)
     return {source: os.path.join(folder, source, name + ".wav") for source in source_names(talkers)}
+
+
+def parts_of_name(name, talkers):
+    """Utterances in the name of a mixture: "01to030v_0.76_20ga010m_-0.76" -> ["01to030v", "20ga010m"]."""
+    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+    match = re.fullmatch("_".join(rf"(.+?)_{number}" for _ in range(talkers)), name)
+    if match is None:
+        raise UserError(
+            f"{name}: not a name like utterance_gain_utterance_gain, so its talkers are unknown;"
+            " leave --dynamic_mixing out"
+        )
+    return list(match.groups())
+
+
+def talker_of(utterance):
+    """Talker of an utterance: what stands before the first "_" or "-"; in WSJ0 names the first three letters."""
+    if re.fullmatch(r"\w{8}", utterance) and "_" not in utterance:
+        return utterance[:3]
+    return re.split(r"[-_]", utterance)[0]
 
 
 def _read_lines(path):

@@ -2,11 +2,15 @@
 
     python nn/benchmark.py --system dense_unet --seconds 1 --threads 1
     python nn/benchmark.py --system sequential_grouping --causal --json cost.json
-    python nn/benchmark.py --system dense_unet --n_channels 16 --input      is reading ever the bottleneck?
+    python nn/benchmark.py --measure input                      is reading ever the bottleneck?
+    python nn/benchmark.py --measure loop                       what the training loop adds to the bare step
+    python nn/benchmark.py --measure devices --batch_size 2     two virtual devices against one, on the same threads
 
 Times are medians. CPU seconds are those of the whole process and depend less on what else the machine does.
 """
 
+import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -21,10 +25,10 @@ from absl import flags
 
 from feat import dataset
 from feat.audio import write_pcm16
-from feat.feat_gen import FeatureSettings, generate, settings_from_flags
+from feat.feat_gen import generate, settings_from_flags
 from feat.files import run_script, write_text
 from feat.stft import num_frames, num_samples
-from nn import cost, deep_casa
+from nn import cost, deep_casa, devices, learning_rate, train
 from nn.optimizers import make_optimizer
 from nn.seq_group import SequentialGroupingObjective
 from nn.simul_group import SimultaneousGrouping
@@ -82,7 +86,7 @@ def time_calls(function, repeats):
     return statistics.median(cpu), statistics.median(wall)
 
 
-def measure(system, settings, batch_size, seconds, repeats):
+def measure_cost(system, settings, batch_size, seconds, repeats):
     """Cost of a system on random input: {name: number}."""
     build, inputs_of = SYSTEMS[system]
     model, objective = build()
@@ -105,63 +109,116 @@ def measure(system, settings, batch_size, seconds, repeats):
     }
 
 
-def make_step(model, objective, batch_size, spec):
+def make_step(model, objective, batch_size, spec, strategy=None):
     """The training step of the loop, with Adam."""
-    optimizer = make_optimizer("adam", 1e-4)
-    optimizer.build(model.trainable_variables)
-    step = TrainStep(model, optimizer, objective, tf.distribute.get_strategy(), batch_size)
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+        optimizer = make_optimizer("adam", 1e-4)
+        optimizer.build(model.trainable_variables)
+    step = TrainStep(model, optimizer, objective, strategy, batch_size)
     step.compile(spec)
     return step
 
 
-def measure_input(settings, batch_size, seconds, repeats):
-    """Wall time of a stage-1 training step on batches that are read, over that on a batch held in memory.
+def time_ratio(first, second, repeats):
+    """Median wall time of a call of `first` over that of `second`; in turn, as the machine's speed may drift."""
+    first(), second()
+    times = []
+    for _ in range(repeats):
+        marks = [time.perf_counter()]
+        for function in (first, second):
+            function()
+            marks.append(time.perf_counter())
+        times.append(np.diff(marks))
+    return float(np.divide(*np.median(times, axis=0)))
 
-    Returns:
-        {"cached": ratio, "on_the_fly": ratio}, medians over `repeats` steps.
-    """
+
+def measure_input(system, settings, batch_size, seconds, repeats):
+    """Wall time of a stage-1 training step on batches that are read, over that on a batch held in memory."""
     model, objective = make_dense_unet()
     names = [f"mixture{i}" for i in range(4 * batch_size)]
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        settings = FeatureSettings(
-            folder, f"{folder}/feat", settings.talkers, settings.sample_rate, settings.fft_size, settings.hop_size
-        )
+        settings = dataclasses.replace(settings, data_folder=folder, feat_folder=f"{folder}/feat")
         for name in names:
             sources = 0.1 * generator.standard_normal((settings.talkers, int(seconds * settings.sample_rate)))
             signals = [*sources.clip(-0.4, 0.4), sources.sum(axis=0).clip(-0.9, 0.9)]
             for path, signal in zip(settings.wav_paths("tr", name), signals):
                 write_pcm16(path, signal, settings.sample_rate)
         generate(settings, {"tr": names}, 1)
-        found = {}
-        step = None
-        for kind, from_wavs in (("cached", False), ("on_the_fly", True)):
-            utterances = (dataset.wav_utterances if from_wavs else dataset.cached_utterances)(settings, "tr", names)
+        found, step = {}, None
+        for kind, utterances in (
+            ("cached", dataset.cached_utterances(settings, "tr", names)),
+            ("on_the_fly", dataset.wav_utterances(settings, "tr", names)),
+        ):
 
             def batches(utterances=utterances):
-                epoch = 0
-                while True:
+                for epoch in itertools.count():
                     yield from dataset.training_batches(utterances, batch_size, 0, epoch)
-                    epoch += 1
 
             stream = batches()
             held = next(stream)
             step = step or make_step(model, objective, batch_size, dataset.free_lengths(held))
 
-            def run(batch):
-                return step([batch], 1e-4)["loss"].numpy()
+            def run(batch, step=step):
+                step([batch], 1e-4)["loss"].numpy()
 
-            run(held)
-            read, kept = [], []
-            for _ in range(repeats):  # in turn, so that a machine whose speed drifts treats both alike
-                start = time.perf_counter()
-                run(next(stream))
-                middle = time.perf_counter()
-                run(held)
-                read.append(middle - start)
-                kept.append(time.perf_counter() - middle)
-            found[kind] = statistics.median(read) / statistics.median(kept)
-    return found
+            found[kind] = time_ratio(
+                lambda stream=stream, run=run: run(next(stream)), lambda held=held, run=run: run(held), repeats
+            )
+    return {f"{kind}_over_in_memory": ratio for kind, ratio in found.items()}
+
+
+def measure_loop(system, settings, batch_size, seconds, repeats):
+    """Wall time of a step of the training loop, with all its logging, over that of the bare compiled step."""
+    strategy = devices.make_strategy()
+    with strategy.scope():
+        model, objective = SYSTEMS[system][0]()
+    batch = random_batch(settings, batch_size, seconds)
+    step = make_step(model, objective, batch_size, dataset.free_lengths(batch), strategy)
+    epochs = learning_rate.Epochs(2 * repeats * batch_size, batch_size, 1)
+    task = train.Task(
+        system=system,
+        model=model,
+        optimizer=step.optimizer,
+        objective=objective,
+        training_batches=lambda epoch, skip, share: tf.data.Dataset.from_tensors(batch).repeat(epochs.steps),
+        validation_batches=None,
+        epochs=epochs,
+        rule=None,
+        score="loss",
+        higher_is_better=False,
+        worst_score=0.0,
+        seconds_per_frame=settings.hop_size / settings.sample_rate,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        options = train.TrainOptions(folder, "benchmark", strategy, log_steps=10)
+        with train.Run(task, options, step, learning_rate.LoopState(), chief=True) as run:
+            numbers = itertools.count(1)
+            ratio = time_ratio(
+                lambda: run.train_step(next(numbers), 1e-4), lambda: step([batch], 1e-4)["loss"].numpy(), repeats
+            )
+    return {"loop_over_bare_step": ratio}
+
+
+def measure_devices(system, settings, batch_size, seconds, repeats):
+    """Wall time of a training step on virtual devices over that of one device on the same threads and batch."""
+    found = []
+    for strategy in (devices.make_strategy(), tf.distribute.OneDeviceStrategy("/cpu:0")):
+        with strategy.scope():
+            model, objective = SYSTEMS[system][0]()
+
+        def pieces(share):
+            return tf.data.Dataset.from_tensors(random_batch(settings, share.piece_size(batch_size), seconds)).repeat()
+
+        distributed = devices.distribute(strategy, pieces)
+        step = make_step(model, objective, batch_size, distributed.element_spec, strategy)
+        held = next(iter(distributed))
+        found.append(lambda step=step, held=held: step([held], 1e-4)["loss"].numpy())
+    return {"devices": FLAGS.num_virtual_devices, "devices_over_one": time_ratio(*found, repeats)}
+
+
+MEASURES = {"cost": measure_cost, "input": measure_input, "loop": measure_loop, "devices": measure_devices}
 
 
 def machine():
@@ -185,19 +242,18 @@ def main(_):
     if FLAGS.threads:
         tf.config.threading.set_intra_op_parallelism_threads(FLAGS.threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
+    if FLAGS.measure == "devices" and not FLAGS.num_virtual_devices:
+        FLAGS.num_virtual_devices = 2
     settings = settings_from_flags()
+    measure = MEASURES[FLAGS.measure]
     report = {
         "system": FLAGS.system,
         "causal": FLAGS.causal,
         "seconds": FLAGS.seconds,
         "batch_size": FLAGS.batch_size,
+        FLAGS.measure: measure(FLAGS.system, settings, FLAGS.batch_size, FLAGS.seconds, FLAGS.repeats),
         "machine": machine(),
     }
-    if FLAGS.input:
-        ratios = measure_input(settings, FLAGS.batch_size, FLAGS.seconds, FLAGS.repeats)
-        report["step_time_over_that_in_memory"] = ratios
-    else:
-        report["cost"] = measure(FLAGS.system, settings, FLAGS.batch_size, FLAGS.seconds, FLAGS.repeats)
     for name, value in report.items():
         if not isinstance(value, dict):
             print(f"{name:28} {value}")
@@ -212,10 +268,10 @@ def main(_):
 if __name__ == "__main__":
     deep_casa.define_flags(learning_rate=1e-4, lr_decay=1.0)
     deep_casa.define_grouping_flags()
-    flags.DEFINE_enum("system", "dense_unet", list(SYSTEMS), "what to measure")
+    flags.DEFINE_enum("system", "dense_unet", list(SYSTEMS), "the model")
     flags.DEFINE_float("seconds", 1.0, "length of the mixtures", lower_bound=0.1)
     flags.DEFINE_integer("threads", 0, "TensorFlow threads; 0: all cores", lower_bound=0)
     flags.DEFINE_integer("repeats", 7, "calls to take the median of", lower_bound=1)
-    flags.DEFINE_bool("input", False, "compare a step that reads its batch with one on a batch in memory")
+    flags.DEFINE_enum("measure", "cost", list(MEASURES), "what about it")
     flags.DEFINE_string("json", "", "file for the same numbers")
     run_script(main)

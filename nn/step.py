@@ -120,20 +120,26 @@ class TrainStep:
 
     def _whole(self, batch, rate):
         def replica(batch, rate):
+            before = self._read_statistics()
             gradients, numbers = self._gradients(batch)
             *gradients, numbers = self._sum_over_replicas([*gradients, numbers])
-            return self._apply(gradients, numbers, rate)
+            found = self._apply(gradients, numbers, rate)
+            self._keep_statistics(found["finite"], before)
+            return found
 
         return self._advance(self.strategy.run(replica, (batch, rate)))
 
     def _piece(self, batch):
         def replica(batch):
+            before = self._read_statistics()
             gradients, numbers = self._gradients(batch)
             for total, gradient in zip(self.sums, gradients):
                 total.assign_add(gradient)
+            (numbers,) = self._sum_over_replicas([numbers])
+            self._keep_statistics(tf.math.is_finite(numbers[0]), before)
             return numbers
 
-        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, self.strategy.run(replica, (batch,)), axis=None)
+        return self._same_everywhere(self.strategy.run(replica, (batch,)))
 
     def _apply_pieces(self, numbers, rate):
         def replica(numbers, rate):
@@ -147,8 +153,11 @@ class TrainStep:
 
     def _advance(self, per_replica):
         self.optimizer.iterations.assign_add(1)
-        # All replicas have the same numbers.
-        return {name: self.strategy.experimental_local_results(v)[0] for name, v in per_replica.items()}
+        return {name: self._same_everywhere(value) for name, value in per_replica.items() if name != "finite"}
+
+    def _same_everywhere(self, per_replica):
+        """The value that all replicas have."""
+        return self.strategy.experimental_local_results(per_replica)[0]
 
     # In replica context -------------------------------------------------------------------------------
 
@@ -157,17 +166,21 @@ class TrainStep:
             return tensors
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
+    def _read_statistics(self):
+        return [tf.identity(statistic.value) for statistic in self.statistics]
+
+    def _keep_statistics(self, finite, before):
+        for statistic, old in zip(self.statistics, before):
+            _assign(statistic.value, tf.where(finite, statistic.value, old))
+
     def _gradients(self, batch):
         """Gradients of this replica's piece of the batch, and its numbers: [loss, audio seconds, metrics...]."""
-        before = [tf.identity(v.value) for v in self.statistics]
         with tf.GradientTape() as tape:
             losses, metrics = self.objective(batch, training=True)
             # Summed over replicas and pieces this is the mean over the batch.
             loss = tf.reduce_sum(losses) / self.batch_size
             scaled = loss if self.scale is None else loss * self.scale
         gradients = tape.gradient(scaled, [w.value for w in self.weights])
-        for statistic, old in zip(self.statistics, before):
-            _assign(statistic.value, tf.where(tf.math.is_finite(statistic.value), statistic.value, old))
         self.metric_names = list(metrics)
         means = [tf.reduce_mean(value) for value in metrics.values()]
         return gradients, tf.stack([loss, self.audio_seconds(batch), *means])
@@ -184,7 +197,7 @@ class TrainStep:
             gradients = [gradient * factor for gradient in gradients]
         tf.cond(finite, lambda: self._update(gradients, rate), tf.no_op)
         bad = tf.cast(~finite, tf.float32)
-        found = {"loss": numbers[0], "audio_seconds": numbers[1], "gradient_norm": norm}
+        found = {"finite": finite, "loss": numbers[0], "audio_seconds": numbers[1], "gradient_norm": norm}
         if self.scale is not None:
             bad *= tf.cast(scale <= 1.0, tf.float32)
             found["loss_scale"] = scale

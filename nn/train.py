@@ -248,7 +248,7 @@ def train(task, options):
         return state
     if state.step > 1:
         print(f"{options.folder}: going on at step {state.step} of {task.epochs.total}")
-    with _Run(task, options, step, state, chief) as run:
+    with Run(task, options, step, state, chief) as run:
         learning_rate.run_epochs(
             task.epochs,
             task.rule,
@@ -353,7 +353,7 @@ class _Step(NamedTuple):
     bad: Any
 
 
-class _Run:
+class Run:
     """The parts of a training run that `learning_rate.run_epochs` puts in order."""
 
     def __init__(self, task, options, step, state, chief):

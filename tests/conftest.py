@@ -1,4 +1,4 @@
-"""Set before TensorFlow is imported by any test."""
+"""Set before TensorFlow runs in any test."""
 
 import os
 
@@ -8,3 +8,10 @@ import os
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 os.environ["TF_NUM_INTRAOP_THREADS"] = "2"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import tensorflow as tf
+
+# Two devices for the tests that train on several; all others use the first alone.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)

@@ -171,14 +171,6 @@ def test_dynamic_mixing_leaves_silent_utterances_out(tmp_path):
         dataset.source_pool(settings, "tr", ["a-1_0_a-2_0"][:0] or lists["tr"][:1])
 
 
-def test_talkers_are_read_off_the_names():
-    assert dataset.parts_of_name("01to030v_0.76421_20ga010m_-0.76421", 2) == ["01to030v", "20ga010m"]
-    assert dataset.parts_of_name("a_1_b_-2.5e-05_c_0", 3) == ["a", "b", "c"]
-    assert [dataset.talker_of(x) for x in ("01to030v", "1089-134686-0000", "t3-tr1")] == ["01t", "1089", "t3"]
-    with pytest.raises(UserError, match="leave --dynamic_mixing out"):
-        dataset.parts_of_name("no gains here", 2)
-
-
 def test_one_tracing_for_all_lengths(pipeline):
     batches = pipeline(epoch=0)
     traced = []

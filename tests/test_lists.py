@@ -96,3 +96,11 @@ def test_where_the_wavs_of_a_name_lie():
     three = lists.mixture_paths("data", "tt", "n", talkers=3, sample_rate=16000, mode="max")
     assert list(three) == ["s1", "s2", "s3", "mix"]
     assert three["s3"] == "data/3speakers/wav16k/max/tt/s3/n.wav"
+
+
+def test_talkers_are_read_off_the_names():
+    assert lists.parts_of_name("01to030v_0.76421_20ga010m_-0.76421", 2) == ["01to030v", "20ga010m"]
+    assert lists.parts_of_name("a_1_b_-2.5e-05_c_0", 3) == ["a", "b", "c"]
+    assert [lists.talker_of(x) for x in ("01to030v", "1089-134686-0000", "t3-tr1")] == ["01t", "1089", "t3"]
+    with pytest.raises(UserError, match="leave --dynamic_mixing out"):
+        lists.parts_of_name("no gains here", 2)

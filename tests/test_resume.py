@@ -1,10 +1,13 @@
 """A run that was killed, wherever, and started again ends in the same bits as one that was not."""
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 import speech
 
@@ -48,7 +51,10 @@ def start_again_at(folder, source, stamp, step):
 
 
 def test_stage_1_after_sigkill(folder):
-    for step in (3, 5):
+    """Killed at random moments, most of them between or in the middle of things."""
+    random = np.random.default_rng()
+    delays = random.uniform(0, 1.0, 4)
+    for step, delay in zip((1, 3, 4, 5), delays):
         process = subprocess.Popen(
             speech.command("nn/simul_group.py", time_stamp="killed", **SIMUL),
             cwd=folder,
@@ -56,13 +62,13 @@ def test_stage_1_after_sigkill(folder):
             stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 300
-        while not index(folder, "killed", step).exists() and time.monotonic() < deadline:
-            assert process.poll() is None, "ended before it could be killed"
+        while not index(folder, "killed", step).exists() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.002)
+        time.sleep(delay)
         process.kill()
         process.wait()
     printed = speech.succeed(folder, "nn/simul_group.py", time_stamp="killed", **SIMUL)
-    assert "going on at step" in printed or "trained to the end" in printed
+    assert "going on at step" in printed or "trained to the end" in printed, delays
     speech.assert_same_checkpoints(prefix(folder, "simul", LAST_SIMUL), prefix(folder, "killed", LAST_SIMUL))
     best = [(run_folder(folder, stamp) / "best").read_text() for stamp in ("simul", "killed")]
     assert best[0] == best[1]
@@ -104,22 +110,26 @@ def test_interrupted_while_saving(folder, monkeypatch):
     speech.assert_same_checkpoints(prefix(folder, "seq", LAST_SEQ), prefix(folder, "stopped", LAST_SEQ))
 
 
-def test_sigterm_says_how_to_go_on(folder):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(folder, number):
+    stamp = f"stopped_by_{number}"
     process = subprocess.Popen(
-        speech.command("nn/seq_group.py", time_stamp="terminated", **speech.SEQ | dict(epoch=10000)),
+        speech.command("nn/seq_group.py", time_stamp=stamp, **speech.SEQ | dict(epoch=10000, keep_checkpoints=2)),
         cwd=folder,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 300
-    while not index(folder, "terminated", 5).exists() and time.monotonic() < deadline:
+    while not index(folder, stamp, 5).exists() and time.monotonic() < deadline:
         assert process.poll() is None, "ended before it could be stopped"
         time.sleep(0.01)
-    process.terminate()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "stopped: " in err.splitlines()[-1] and "Traceback" not in err
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "stopped: " in err.splitlines()[-1] and "same command" in err.splitlines()[-1] and "Traceback" not in err
+    saved = re.search(r"saved after (\d+) steps", out)
+    assert saved and index(folder, stamp, int(saved[1]) + 1).exists()
 
 
 def test_the_best_is_marked_again(folder):
