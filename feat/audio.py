@@ -129,6 +129,63 @@ def write_pcm16(path, samples, sample_rate):
         file.write(wav.getbuffer())
 
 
+def read_blocks(path, channel=None, seconds=10.0):
+    """One channel of an audio file of any format, some seconds at a time.
+
+    Args:
+      path: the file.
+      channel: which; None: the mean of all.
+
+    Yields:
+      float32 [samples], full scale is 1.
+
+    Raises:
+      UserError: the file is unusable (see `wav_info`), cut short, or holds samples that are not finite.
+    """
+    info = wav_info(path)
+    read = 0
+    try:
+        for block in soundfile.blocks(path, int(seconds * info.sample_rate), dtype="float32", always_2d=True):
+            if not np.isfinite(block).all():
+                raise UserError(f"{path}: holds NaN or infinite samples; make it again")
+            read += len(block)
+            yield block.mean(axis=1) if channel is None else np.ascontiguousarray(block[:, channel])
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"{path}: cannot be read to its end ({error.error_string}); make it again") from error
+    if read != info.frames:
+        raise UserError(f"{path}: {read} of {info.frames} samples are there; make it again")
+
+
+def resample_blocks(blocks, from_hz, to_hz):
+    """`resample` for a signal that comes in blocks [samples]: yields blocks that together are what it gives."""
+    if from_hz == to_hz:
+        yield from blocks
+        return
+    common = np.gcd(from_hz, to_hz)
+    up, down = to_hz // common, from_hz // common
+    around = 10 * max(up, down) // (up * down) + 2  # half the filter, in periods of `down` samples in, `up` out
+    periods = max(1, from_hz // down)  # of a piece, about a second
+    size = (periods + 2 * around) * down
+    buffer, taken, given = np.zeros(around * down, np.float32), 0, 0
+
+    def piece():
+        return resample(buffer[:size], from_hz, to_hz)[around * up : (around + periods) * up]
+
+    for block in blocks:
+        taken += len(block)
+        buffer = np.concatenate([buffer, block])
+        while len(buffer) >= size:
+            yield piece()
+            given += periods * up
+            buffer = buffer[periods * down :]
+    total = -(-taken * to_hz // from_hz)
+    while given < total:
+        buffer = np.pad(buffer, (0, max(0, size - len(buffer))))
+        yield piece()[: total - given]
+        given += periods * up
+        buffer = buffer[periods * down :]
+
+
 def resample(samples, from_hz, to_hz):
     """Changes the sample rate of `samples` ([samples], floats; the precision is kept).
 

@@ -9,6 +9,7 @@ A checkpoint of the original (TF 1.15 Saver) is told by the names inside.
 """
 
 import glob
+import hashlib
 import json
 import os
 import re
@@ -111,6 +112,12 @@ def resolve(prefix):
         with open(prefix, encoding="utf-8") as file:
             return os.path.join(os.path.dirname(prefix), file.read().strip())
     return prefix
+
+
+def fingerprint(prefix):
+    """Name and hash of the contents of a checkpoint."""
+    with open(resolve(prefix) + INDEX, "rb") as file:
+        return f"{resolve(prefix)} {hashlib.sha256(file.read()).hexdigest()}"
 
 
 def numbered(folder):

@@ -8,6 +8,7 @@ from models.losses import permutations
 ENERGY_SHARE = 2e-3  # of the loudest frame of an estimate, from which a frame counts in the clustering
 STARTS = 10
 LONGEST = 300  # iterations
+MOST_FRAMES = 50_000  # that k-means looks at
 
 
 def active_frames(estimates):
@@ -47,12 +48,26 @@ def kmeans(points, clusters, seed):
     return best
 
 
-def whole_file_assignment(embeddings, estimates, seed=0):
-    """Clusters the embeddings of a file.
+def assign(embeddings, centroids):
+    """Permutation index of every frame, [frames].
 
-    Two talkers: 2-means on the embeddings of the active frames; every frame goes to the centroid with the
-    larger inner product, as in the original. More talkers: as many clusters as talkers; a frame's estimates
-    go to different ones, in the order with the largest sum of inner products.
+    Two talkers: every frame goes to the centroid with the larger inner product, as in the original. More talkers:
+    a frame's estimates go to different ones, in the order with the largest sum of inner products.
+
+    Args:
+        embeddings: [frames, embeddings a frame, D].
+        centroids: [talkers, D].
+    """
+    scores = embeddings @ centroids.T  # [T, embeddings a frame, clusters]
+    if len(centroids) == 2:
+        return np.argmax(scores[:, 0], axis=-1)
+    orders = permutations(len(centroids))
+    totals = [sum(scores[:, i, talker] for i, talker in enumerate(order)) for order in orders]
+    return np.argmax(np.stack(totals, axis=-1), axis=-1)
+
+
+def whole_file_assignment(embeddings, estimates, seed=0):
+    """Clusters the embeddings of the active frames of a file into as many clusters as talkers; see `assign`.
 
     Args:
         embeddings: [frames, embeddings a frame, D].
@@ -61,16 +76,80 @@ def whole_file_assignment(embeddings, estimates, seed=0):
     Returns:
         [frames] index into `permutations(talkers)`.
     """
-    talkers = estimates.shape[0]
-    active = active_frames(estimates)
-    points = embeddings[active].reshape(-1, embeddings.shape[-1])
-    centroids = kmeans(points, talkers, seed).astype(np.float32)
-    scores = embeddings @ centroids.T  # [T, embeddings a frame, clusters]
-    if talkers == 2:
-        return np.argmax(scores[:, 0], axis=-1)
-    orders = permutations(talkers)
-    totals = [sum(scores[:, i, talker] for i, talker in enumerate(order)) for order in orders]
-    return np.argmax(np.stack(totals, axis=-1), axis=-1)
+    whole = WindowClustering(estimates.shape[0], seed)
+    whole.add(0, estimates, embeddings)
+    return whole.orders()[0]
+
+
+class WindowClustering:
+    """Clustering over a whole file whose windows were embedded one by one.
+
+    What an embedding means may turn from window to window. Each window is turned back so that its embeddings of the
+    frames that it shares with the window before agree with those (orthogonal Procrustes); k-means then sees all.
+
+    Args:
+        talkers: number of estimates.
+        seed: of the k-means.
+    """
+
+    def __init__(self, talkers, seed=0):
+        self.talkers = talkers
+        self.seed = seed
+        self.embeddings = []  # of each window, turned
+        self.energies = []  # of each window, [talkers, frames]
+        self._before = None
+
+    def add(self, start, estimates, embeddings):
+        """Takes the next window.
+
+        Args:
+            start: its first frame.
+            estimates: [talkers, frames, bins, 2].
+            embeddings: [frames, embeddings a frame, D].
+        """
+        if self._before is not None:
+            shared = self._before[0] + len(self.embeddings[-1]) - start
+            embeddings = self._turn(shared, estimates[:, :shared], embeddings)
+        self._before = start, estimates
+        self.embeddings.append(embeddings)
+        self.energies.append(np.sum(np.square(estimates), axis=(-2, -1)))
+
+    def _turn(self, shared, estimates, embeddings):
+        theirs = self._before[1][:, -shared:]
+        pairwise = np.stack(
+            [[np.abs(ours - other).sum(axis=(-2, -1)) for other in theirs] for ours in estimates]
+        )  # [estimate, estimate before, frames]
+        orders = permutations(self.talkers)
+        costs = np.stack([sum(pairwise[i, j] for i, j in enumerate(order)) for order in orders])
+        order = orders[np.argmin(costs, axis=0)]  # [frames, talkers]: the window before had estimate i at order[i]
+        now, then = embeddings[:shared], self.embeddings[-1][-shared:]
+        active = active_frames(theirs)
+        if self.talkers == 2:
+            # An embedding says whether to swap: comparable where both windows have the estimates in one order.
+            same = active & (order[:, 0] == 0)
+        else:
+            then = np.take_along_axis(then, order[..., None], axis=1)
+            same = active
+        if not same.any():
+            return embeddings
+        left, _, right = np.linalg.svd(np.einsum("tei,tej->ij", now[same], then[same]))
+        return embeddings @ (left @ right).astype(embeddings.dtype)
+
+    def orders(self):
+        """Permutation indices of the frames of each window, [[frames], ...]."""
+        energies = np.concatenate(self.energies, axis=1)
+        active = np.any(energies >= ENERGY_SHARE * energies.max(axis=1, keepdims=True), axis=0)
+        points = np.concatenate(self.embeddings)[active]
+        points = points[:: -(-len(points) // MOST_FRAMES)].reshape(-1, points.shape[-1])
+        centroids = kmeans(points, self.talkers, self.seed).astype(np.float32)
+        return [assign(embeddings, centroids) for embeddings in self.embeddings]
+
+
+def best_order(reference, signals):
+    """Indices that put signals [talkers, samples] into the order of those of the reference that they resemble."""
+    products = np.asarray(reference, np.float64) @ np.asarray(signals, np.float64).T  # [reference, signal]
+    orders = permutations(len(signals))
+    return orders[np.argmax([sum(products[i, j] for i, j in enumerate(order)) for order in orders])]
 
 
 def permute(estimates, assignment):

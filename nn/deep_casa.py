@@ -202,7 +202,9 @@ class TrainingData:
         return dataset.evaluation_batches(self.validation, share)
 
 
-def train_stage(strategy, system, make_model, make_objective, make_decoder, data, *, patience, whole=False, **scoring):
+def train_stage(
+    strategy, system, make_model, make_objective, make_decoder, data, *, patience, whole=False, config=None, **scoring
+):
     """Trains a stage as the flags say.
 
     Args:
@@ -214,6 +216,7 @@ def train_stage(strategy, system, make_model, make_objective, make_decoder, data
         data: TrainingData.
         patience: of the original's learning-rate rule, epochs.
         whole: see nn.learning_rate.Epochs.
+        config: what config.json says besides, by the names of flags.
         scoring: score, higher_is_better and worst_score of nn.train.Task.
     """
     with strategy.scope():
@@ -235,7 +238,7 @@ def train_stage(strategy, system, make_model, make_objective, make_decoder, data
         epochs=epochs,
         rule=train.rule_from_flags(epochs, patience),
         seconds_per_frame=settings.hop_size / settings.sample_rate,
-        config=config_of_flags(),
+        config=config_of_flags() | (config or {}),
         check_inputs=data.check,
         names_of=data.names_of,
         pictures=summaries.SeparationPictures(data.validation.first(FLAGS.pictures), make_decoder(objective)),

@@ -8,7 +8,6 @@
 PREFIX is a checkpoint of ours, `best` beside it, or one of the original code.
 """
 
-import hashlib
 import os
 
 import keras
@@ -127,6 +126,7 @@ def train_stage():
         deep_casa.TrainingData(segment_frames=segment_frames),
         patience=5.9,
         whole=bool(segment_frames),
+        config={"pit": FLAGS.pit},
         score="snr",
         higher_is_better=True,
         worst_score=-100.0,
@@ -162,7 +162,7 @@ def export():
     make_writable_directory(settings.feat_folder)
     sets = {name: deep_casa.utterances_of_flags(name) for name in FLAGS.export_sets}
     marker = os.path.join(settings.feat_folder, "simul_est.txt")
-    source = _fingerprint(prefix)
+    source = checkpoint.fingerprint(prefix) + "\n"
     if not os.path.exists(marker) or open(marker, encoding="utf-8").read() != source:
         # Estimates of another checkpoint must not be taken for ours.
         for set_name, utterances in sets.items():
@@ -204,12 +204,6 @@ def export():
             path = cache.estimate_path(settings.feat_folder, set_name, name)
             cache.write_array(path, padded.reshape(*padded.shape[:2], -1))
     print(f"{settings.feat_folder}: estimates of {prefix} are complete")
-
-
-def _fingerprint(prefix):
-    """Name and contents' hash of a checkpoint."""
-    with open(checkpoint.resolve(prefix) + checkpoint.INDEX, "rb") as file:
-        return f"{checkpoint.resolve(prefix)} {hashlib.sha256(file.read()).hexdigest()}\n"
 
 
 def main(_):

@@ -224,12 +224,12 @@ def train(task, options):
         task.objective,
         options.strategy,
         task.epochs.batch_size,
-        options.clip_norm,
-        options.accumulate,
-        options.ema_decay,
-        options.scale_loss,
-        options.jit_compile,
-        lambda batch: task.seconds_per_frame * tf.reduce_sum(tf.cast(batch["frames"], tf.float32)),
+        clip_norm=options.clip_norm,
+        accumulate=options.accumulate,
+        ema_decay=options.ema_decay,
+        scale_loss=options.scale_loss,
+        jit_compile=options.jit_compile,
+        audio_seconds=lambda batch: task.seconds_per_frame * tf.reduce_sum(tf.cast(batch["frames"], tf.float32)),
     )
     state = _resume(task, options, step, state)
     _require_same_step(options, state)

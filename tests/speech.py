@@ -87,10 +87,11 @@ def write_list(folder, set_name, names, talkers=2):
     path.write_text("".join(name + "\n" for name in names))
 
 
-def command(script, *flags, **named):
-    """Arguments that run a script of the project on the corpus of the folder it is started in."""
+def command(script, *flags, corpus_flags=True, **named):
+    """Arguments that run a script of the project, on the corpus of the folder it is started in if it takes one."""
     flags = [*flags, *(f"--{name}={value}" for name, value in named.items())]
-    return [sys.executable, str(ROOT / script), "--data_folder=data", "--wav_list_folder=lists", *map(str, flags)]
+    corpus = ["--data_folder=data", "--wav_list_folder=lists"] if corpus_flags else []
+    return [sys.executable, str(ROOT / script), *corpus, *map(str, flags)]
 
 
 STFT = dict(fft_size=64, hop_size=32)

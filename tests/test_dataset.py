@@ -48,14 +48,16 @@ def assert_same_batches(ours, theirs):
 
 @pytest.fixture(params=["utterances", "pieces", "segments", "mixed"])
 def pipeline(request, utterances, pool):
-    """(epoch, skip, seed) -> batches of 2."""
+    """(epoch, skip, seed, share) -> batches of 2, or the share's pieces of them."""
     kinds = dict(
         utterances=lambda **where: dataset.training_batches(utterances, 2, **where),
         pieces=lambda **where: dataset.training_batches(utterances, 2, segment_frames=SEGMENT, **where),
         segments=lambda **where: dataset.segment_batches(utterances, SEGMENT, 2, **where),
         mixed=lambda **where: dataset.mixed_batches(pool, 2, 4, SEGMENT, **where),
     )
-    return lambda epoch, skip=0, seed=5: kinds[request.param](seed=seed, epoch=epoch, skip=skip)
+    return lambda epoch, skip=0, seed=5, share=dataset.Share(): kinds[request.param](
+        seed=seed, epoch=epoch, skip=skip, share=share
+    )
 
 
 def test_an_epoch_depends_on_seed_and_epoch_alone(pipeline):
@@ -71,6 +73,24 @@ def test_skipping_gives_the_tail_of_the_epoch(pipeline):
     whole = listed(pipeline(epoch=3))
     for skip in (1, len(whole) - 1, len(whole)):
         assert_same_batches(listed(pipeline(epoch=3, skip=skip)), whole[skip:])
+
+
+def test_shares_are_the_pieces_of_the_global_batch(pipeline):
+    """Two processes with a device each, and one with two, see what one device sees, padded alike."""
+    whole = listed(pipeline(epoch=1, skip=1))
+    first, second = (listed(pipeline(epoch=1, skip=1, share=dataset.Share(2, i, 1))) for i in range(2))
+    both = listed(pipeline(epoch=1, skip=1, share=dataset.Share(2, 0, 2)))
+    for a, b in ((first, second), (both[::2], both[1::2])):
+        joined = [{key: np.concatenate([x[key], y[key]]) for key in x} for x, y in zip(a, b, strict=True)]
+        assert_same_batches(joined, whole)
+
+
+def test_evaluation_comes_out_even(utterances):
+    alone = listed(dataset.evaluation_batches(utterances))
+    shares = [listed(dataset.evaluation_batches(utterances, dataset.Share(2, i, 1))) for i in range(2)]
+    assert [len(some) for some in shares] == [5, 5]
+    assert_same_batches([batch for pair in zip(*shares) for batch in pair][:9], alone)
+    assert shares[1][-1]["index"] == [-1]
 
 
 def test_mixture_is_the_sum_and_covers_the_waveforms(pipeline):

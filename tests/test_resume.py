@@ -13,7 +13,7 @@ import speech
 
 EXP = "exp/deep_casa_wsj"
 SIMUL = speech.SIMUL | dict(epoch=3, save_steps=2, batch_size=2)
-SEQ = speech.SEQ | dict(epoch=3, save_steps=2)
+SEQ = speech.SEQ | dict(epoch=3, save_steps=2, ema_decay=0.9)
 LAST_SIMUL, LAST_SEQ = 6, 12  # steps of 3 epochs of 4 mixtures, +1: the step that would come next
 
 
