@@ -101,12 +101,14 @@ def weighted_sum(weights, tensors):
     return total
 
 
-def row_tiles_pay(rows, channels, dtype):
-    """Whether row tiles are the faster way for maps of so many rows and channels: on CPU, and on large maps.
+def row_tiles_pay(rows, channels, dtype, training):
+    """Whether row tiles are the better way for maps of so many rows and channels: on CPU, and on large maps.
 
-    Libraries for GPUs choose such algorithms themselves. On small maps little is won for many operations.
+    Libraries for GPUs choose such algorithms themselves. On small maps little is won for many operations, and in
+    training the tiles wait in memory for the backward pass, half as large again as the maps.
     """
-    return rows >= 128 and channels >= 32 and dtype == "float32" and not keras.distribution.list_devices("gpu")
+    least = 128 if training else 64
+    return rows >= least and channels >= 32 and dtype == "float32" and not keras.distribution.list_devices("gpu")
 
 
 def convolve(x, kernel, same):
