@@ -8,9 +8,9 @@ from keras import ops
 #
 # A 3-tap filter over rows takes 12 products for 4 outputs one by one, but 6 on fixed sums of the 6 inputs that the
 # outputs see: Winograd's F(4, 3), with points 0, 1, -1, 2, -2 and infinity. All 3x3 convolutions of a dense block
-# share the sums of its maps, so half of the products are saved for a few additions, in the gradients too. Only
-# rows are treated so: they are of known number, frames are not. In float32 the rounding error is about twice that of
-# the direct convolution; in float16 the sums would lose too much.
+# share the sums of its maps, so half of the products are saved for a few additions. Only rows
+# are treated so: they are of known number, frames are not. In float32 the rounding error is about twice that of the
+# direct convolution; in float16 the sums would lose too much.
 
 TILE = 4  # rows that come out of a tile
 _INPUT_SUMS = np.array(
@@ -70,22 +70,10 @@ def tiles_to_rows(products, first, count):
 
 
 def combine(tensors, *matrices):
-    """Weighted sums of tensors of one shape, one for each row of the matrix; of these for the next matrix.
-
-    The gradient is written out because TensorFlow's for a sum allows for broadcasting, which is eight operations.
-    """
-
-    @ops.custom_gradient
-    def combined(*tensors):
-        def gradient(*arguments, upstream=None):
-            upstream = keras.tree.flatten(arguments if upstream is None else upstream)
-            return combine(upstream, *(matrix.T for matrix in reversed(matrices)))
-
-        for matrix in matrices:
-            tensors = [weighted_sum(weights, tensors) for weights in matrix.tolist()]
-        return tensors, gradient
-
-    return combined(*tensors)
+    """Weighted sums of tensors of one shape, one for each row of the matrix; of these for the next matrix."""
+    for matrix in matrices:
+        tensors = [weighted_sum(weights, tensors) for weights in matrix.tolist()]
+    return tensors
 
 
 def weighted_sum(weights, tensors):
@@ -101,14 +89,12 @@ def weighted_sum(weights, tensors):
     return total
 
 
-def row_tiles_pay(rows, channels, dtype, training):
-    """Whether row tiles are the better way for maps of so many rows and channels: on CPU, and on large maps.
+def row_tiles_pay(rows, channels, dtype):
+    """Whether row tiles are the faster way for maps of so many rows and channels: on CPU, and on large maps.
 
-    Libraries for GPUs choose such algorithms themselves. On small maps little is won for many operations, and in
-    training the tiles wait in memory for the backward pass, half as large again as the maps.
+    Libraries for GPUs choose such algorithms themselves. On small maps little is won for many operations.
     """
-    least = 128 if training else 64
-    return rows >= least and channels >= 32 and dtype == "float32" and not keras.distribution.list_devices("gpu")
+    return rows >= 64 and channels >= 32 and dtype == "float32" and not keras.distribution.list_devices("gpu")
 
 
 def convolve(x, kernel, same):
@@ -170,8 +156,14 @@ class DenseConv2D(keras.layers.Layer):
             return tiles_to_rows(products, 1 - top, rows - 2 + top + bottom) + self.bias
         same = same and (top, bottom) == around_rows
         if not same and any(map(any, self.padding)):
-            maps = [ops.pad(x, ((0, 0), *self.padding, (0, 0))) for x in maps]
-        return sum(convolve(x, kernel, same) for x, kernel in zip(maps, kernels)) + self.bias
+            # All rows, so that the convolutions of a dense block share one padded copy of a map.
+            maps = [ops.pad(x, ((0, 0), around_rows, columns, (0, 0))) for x in maps]
+        x = sum(convolve(x, kernel, same) for x, kernel in zip(maps, kernels)) + self.bias
+        if any(columns) and (top, bottom) != around_rows:
+            batch, rows, frames, filters = ops.shape(x)
+            first, last = around_rows[0] - top, around_rows[1] - bottom
+            x = ops.slice(x, (0, first, 0, 0), (batch, rows - first - last, frames, filters))
+        return x
 
     def get_config(self):
         return super().get_config() | {

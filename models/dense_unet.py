@@ -84,7 +84,8 @@ class DenseBlock(keras.layers.Layer):
 
     def call(self, maps, training=False):
         maps, rows = list(maps), maps[0].shape[1]
-        in_tiles = row_tiles_pay(rows, self.channels, self.compute_dtype, training)
+        # In training the tiles would wait in memory for the backward pass, half as large again as the maps.
+        in_tiles = not training and row_tiles_pay(rows, self.channels, self.compute_dtype)
         left = 2 if self.causal else 0
         tiles = [row_tiles(x, left) for x in maps] if in_tiles else []
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
