@@ -3,6 +3,7 @@
 from setuptools import setup
 
 corpus = ["espeakng-loader==0.2.4"]
+demo = ["gradio>=6.31"]
 metrics = ["fast-bss-eval>=0.1.4", "pystoi>=0.4.1"]
 
 setup(
@@ -24,5 +25,5 @@ setup(
         "tqdm",
         *metrics,
     ],
-    extras_require={"corpus": corpus, "test": ["pytest", *corpus]},
+    extras_require={"corpus": corpus, "demo": demo, "test": ["pytest", "selenium", *corpus, *demo]},
 )

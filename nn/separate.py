@@ -297,7 +297,7 @@ def output_paths(folder, name, talkers, channels):
     }
 
 
-def separate_file(separator, path, outputs, subtype="PCM_16"):
+def separate_file(separator, path, outputs, subtype="PCM_16", show=progress):
     """Separates a recording into files.
 
     Args:
@@ -305,6 +305,7 @@ def separate_file(separator, path, outputs, subtype="PCM_16"):
         path: any format that libsndfile reads, any rate.
         outputs: {(channel, talker): path} of output_paths; they get the rate of the recording.
         subtype: sample format of the outputs. Where integers would be clipped, all are made quieter alike.
+        show: makes the progress bar, called as feat.parallel.progress.
 
     Returns:
         the factor by which the outputs were made quieter, 1 mostly.
@@ -326,7 +327,7 @@ def separate_file(separator, path, outputs, subtype="PCM_16"):
             frames = -(-(len(samples) + separator.system.fft_size) // separator.system.hop_size) + 1
             with (
                 tempfile.TemporaryFile(dir=folder) as spool,
-                progress(None, os.path.basename(path), 2 * len(separator.window_starts(frames)), unit="window") as bar,
+                show(None, os.path.basename(path), 2 * len(separator.window_starts(frames)), unit="window") as bar,
             ):
                 streams = [open(file, "wb") for file in files]
                 for block in separator.separate(samples, spool, bar):

@@ -18,10 +18,22 @@ from feat.stft import istft
 RANGE_DB = 60.0
 
 
+def decibels(magnitude, largest):
+    """Magnitudes -> dB below `largest`, at least -RANGE_DB."""
+    return 20 * np.log10(np.maximum(magnitude / max(largest, 1e-12), 10 ** (-RANGE_DB / 20)))
+
+
 def magnitude_db(spectra):
     """Real and imaginary parts [..., 2] -> dB below the largest value of the whole array."""
     magnitude = np.hypot(spectra[..., 0], spectra[..., 1])
-    return 20 * np.log10(np.maximum(magnitude / max(magnitude.max(), 1e-12), 10 ** (-RANGE_DB / 20)))
+    return decibels(magnitude, magnitude.max())
+
+
+def draw_spectrogram(axis, levels, seconds, sample_rate, **options):
+    """Draws [frames, bins], dB up to 0 unless the options of imshow say otherwise, over seconds and kHz."""
+    options = dict(cmap="magma", vmin=-RANGE_DB, vmax=0) | options
+    extent = (0, seconds, 0, sample_rate / 2000)
+    axis.imshow(levels.T, origin="lower", aspect="auto", extent=extent, interpolation="nearest", **options)
 
 
 def separation_figure(title, settings, mixture, references, estimates, unordered=None, assign=None, oracle=None):
@@ -47,17 +59,16 @@ def separation_figure(title, settings, mixture, references, estimates, unordered
         height_ratios=ratios, layout="constrained",
     )
     seconds = mixture.shape[0] * settings.hop_size / settings.sample_rate
-    extent = (0, seconds, 0, settings.sample_rate / 2000)
-    options = dict(origin="lower", aspect="auto", extent=extent, interpolation="nearest")
     for row, (name, spectra) in enumerate(rows):
         for column in range(talkers):
-            axes[row, column].imshow(magnitude_db(spectra[column]).T, cmap="magma", vmin=-RANGE_DB, vmax=0, **options)
+            draw_spectrogram(axes[row, column], magnitude_db(spectra[column]), seconds, settings.sample_rate)
             axes[row, column].set_title(name if name == "mixture" else f"{name} {column + 1}", fontsize=9)
     if unordered is not None:
         loudness = np.hypot(mixture[..., 0], mixture[..., 1])
         for column in range(talkers):
             mask = np.hypot(unordered[column, ..., 0], unordered[column, ..., 1]) / np.maximum(loudness, 1e-8)
-            axes[len(rows), column].imshow(mask.T, cmap="viridis", vmin=0, vmax=1.5, **options)
+            look = dict(cmap="viridis", vmin=0, vmax=1.5)
+            draw_spectrogram(axes[len(rows), column], mask, seconds, settings.sample_rate, **look)
             axes[len(rows), column].set_title(f"mask {column + 1}, frames unordered", fontsize=9)
     if assign is not None:
         times = np.arange(len(assign)) * settings.hop_size / settings.sample_rate
@@ -73,11 +84,10 @@ def separation_figure(title, settings, mixture, references, estimates, unordered
     return figure
 
 
-def figure_pixels(figure):
-    """PNG bytes of a figure, which is closed."""
+def figure_png(figure, dpi=80):
+    """PNG bytes of a figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    plt.close(figure)
+    figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 
@@ -106,7 +116,8 @@ class SeparationPictures:
             figure = separation_figure(
                 f"{name}, step {step}", settings, mixture, references, decoded["estimates"], **shown
             )
-            png = figure_pixels(figure)
+            png = figure_png(figure)
+            plt.close(figure)
             with atomic_path(os.path.join(folder, name + ".png")) as temporary, open(temporary, "wb") as file:
                 file.write(png)
             tf.summary.image(f"separation/{name}", tf.io.decode_png(png, 3)[None], step)
