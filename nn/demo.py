@@ -14,6 +14,7 @@ import html
 import os
 import re
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -284,12 +285,17 @@ def build_page(gradio, separators, examples=()):
     return page
 
 
-def serve(gradio, page, host, port):
-    """Serves a page until Ctrl-C or SIGTERM.
+def require_port(host, port):
+    """Raises UserError unless it can be served on, before anything slow is done."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host {host} --port {port}: cannot be served on ({error}); choose another") from error
 
-    Raises:
-        UserError: the port is taken.
-    """
+
+def serve(gradio, page, host, port):
+    """Serves a page until Ctrl-C or SIGTERM."""
 
     class Policy:
         """Adds CONTENT_POLICY to every answer."""
@@ -312,14 +318,11 @@ def serve(gradio, page, host, port):
     theme = gradio.themes.Default(
         primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
     )
-    try:
-        page.launch(
-            server_name=host, server_port=port, share=False, ssr_mode=False, quiet=True, prevent_thread_lock=True,
-            theme=theme, css=STYLE, footer_links=[], run_history=False, pwa=False, mcp_server=False,
-            enable_monitoring=False, app_kwargs={"middleware": [Middleware(Policy)]},
-        )
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: cannot be served there; choose another port") from error
+    page.launch(
+        server_name=host, server_port=port, share=False, ssr_mode=False, quiet=True, prevent_thread_lock=True,
+        theme=theme, css=STYLE, footer_links=[], run_history=False, pwa=False, mcp_server=False,
+        enable_monitoring=False, app_kwargs={"middleware": [Middleware(Policy)]},
+    )
     print(f"http://{host}:{port}   Ctrl-C ends it", flush=True)
     try:
         threading.Event().wait()
@@ -331,6 +334,7 @@ def serve(gradio, page, host, port):
 
 def main(argv):
     systems = name_systems(FLAGS.resume_model)
+    require_port(FLAGS.host, FLAGS.port)
     examples = find_examples(FLAGS.examples_folder) if FLAGS.examples_folder else []
     folder = tempfile.mkdtemp(prefix="deep_casa_page_")
     try:
