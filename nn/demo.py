@@ -47,6 +47,7 @@ STYLE = """
 .gradio-container { max-width: 1080px !important; margin: auto !important; }
 .picture img { width: 100%; height: 100%; object-fit: fill; }
 .player audio { margin-block: 12px; }
+.dark .player audio { color-scheme: dark; }
 #separate { width: 100% !important; }
 footer { display: none !important; }
 """
@@ -268,13 +269,13 @@ def build_page(gradio, separators, examples=()):
                 parts.append(
                     gradio.Audio(
                         label=label, interactive=False, type="filepath", scale=2, buttons=["download"],
-                        waveform_options=player, elem_classes="player",
+                        waveform_options=player, min_width=280, elem_classes="player",
                     )
                 )
                 parts.append(
                     gradio.Image(
                         show_label=False, interactive=False, type="filepath", buttons=[], scale=3, height=150,
-                        elem_classes="picture", alt_text=f"Spectrogram of the {label.lower()}",
+                        min_width=320, elem_classes="picture", alt_text=f"Spectrogram of the {label.lower()}",
                     )
                 )
             boxes.append(box)
