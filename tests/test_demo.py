@@ -23,11 +23,10 @@ from nn import checkpoint
 from nn.separate import Separator
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
-START_FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required",
-    "--window-size=1280,1000",
-]  # fmt: skip
+START_FLAGS = """
+    --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required --window-size=1280,1000
+""".split()
 PATIENCE = 60  # seconds
 
 
@@ -51,6 +50,7 @@ def folder(tmp_path_factory):
         make_system(folder / "exp" / name / "models" / "run", talkers)
     (folder / "mix").mkdir()
     (folder / "tmp").mkdir()
+    (folder / "cwd").mkdir()
     voices = np.stack([speech.voice(i, 0, 1.5, 16000) for i in range(3)], axis=1)
     soundfile.write(folder / "stereo.flac", voices[:, :2] + voices[:, 2:], 16000)
     soundfile.write(folder / "mix" / "example.wav", speech.voice(0, 1, 0.7) + speech.voice(1, 1, 0.7), 8000)
@@ -61,18 +61,26 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(folder):
+def webdriver():
+    """Skips what needs a browser, before a server is started for it, if something is missing."""
+    pytest.importorskip("gradio", reason='gradio is missing: pip install -e ".[test]"')
+    for program in (CHROMIUM, DRIVER):
+        if not os.path.exists(program):
+            pytest.skip(f"{program} is missing: apt-get install chromium chromium-driver")
+    return pytest.importorskip("selenium.webdriver", reason='selenium is missing: pip install -e ".[test]"')
+
+
+@pytest.fixture(scope="module")
+def address(webdriver, folder):
     """Where the page is served, by the script as a person starts it; it must leave nothing behind."""
-    pytest.importorskip("gradio", reason="gradio is not installed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     models = [f"--resume_model={folder}/exp/two/models", f"--resume_model=Three voices={folder}/exp/three/models"]
     flags = [*models, f"--examples_folder={folder}/mix", f"--port={port}"]
-    before = set(os.listdir(folder))
     server = subprocess.Popen(
         speech.command("nn/demo.py", *flags, corpus_flags=False),
-        cwd=folder,
+        cwd=folder / "cwd",
         env=os.environ | {"TMPDIR": str(folder / "tmp")},
         stdout=subprocess.PIPE,
         text=True,
@@ -87,7 +95,7 @@ def address(folder):
         yield f"http://127.0.0.1:{port}/"
         server.send_signal(signal.SIGTERM)
         assert server.wait(PATIENCE) == 0
-        assert os.listdir(folder / "tmp") == [] and set(os.listdir(folder)) == before
+        assert os.listdir(folder / "tmp") == os.listdir(folder / "cwd") == []
     finally:
         alarm.cancel()
         server.kill()
@@ -95,11 +103,7 @@ def address(folder):
 
 
 @pytest.fixture(scope="module")
-def browser(address, tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    for program in (CHROMIUM, DRIVER):
-        if not os.path.exists(program):
-            pytest.skip(f"{program} is missing: apt-get install chromium chromium-driver")
+def browser(webdriver, tmp_path_factory):
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in [*START_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
