@@ -13,16 +13,16 @@ from keras import ops
 # direct convolution; in float16 the sums would lose too much.
 
 TILE = 4  # rows that come out of a tile
-_INPUT_SUMS = np.array(
+INPUT_SUMS = np.array(
     [[4, 0, -5, 0, 1, 0], [0, 0, -4, 0, 1, 0], [0, -4, 0, 1, 0, 0]]
     + [[0, 0, -1, 0, 1, 0], [0, -2, 0, 2, 0, 0], [0, 4, 0, -5, 0, 1]]
 )
-_PAIRS = np.array(
+PAIRS = np.array(
     [[1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 1, -1, 0, 0, 0]]
     + [[0, 0, 0, 1, 1, 0], [0, 0, 0, 1, -1, 0], [0, 0, 0, 0, 0, 1]]
 )
-_KERNEL_SUMS = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
-_OUTPUT_SUMS = np.array([[1, 1, 0, 1, 0, 0], [0, 0, 1, 0, 2, 0], [0, 1, 0, 4, 0, 0], [0, 0, 1, 0, 8, 1]])
+KERNEL_SUMS = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+OUTPUT_SUMS = np.array([[1, 1, 0, 1, 0, 0], [0, 0, 1, 0, 2, 0], [0, 1, 0, 4, 0, 0], [0, 0, 1, 0, 8, 1]])
 
 
 def row_tiles(x, left=0):
@@ -43,13 +43,13 @@ def row_tiles(x, left=0):
     # By ops.slice: on CPU the gradient of an indexed slice takes many times longer.
     own = ops.slice(x, (0, 0, 0, 0, 0), (batch, tiles, TILE, columns, channels))
     next_two = ops.slice(x, (0, 1, 0, 0, 0), (batch, tiles, 2, columns, channels))
-    return combine([*ops.unstack(own, axis=2), *ops.unstack(next_two, axis=2)], _INPUT_SUMS, _PAIRS)
+    return combine([*ops.unstack(own, axis=2), *ops.unstack(next_two, axis=2)], INPUT_SUMS, PAIRS)
 
 
 def kernel_sums(kernel):
     """[3, 3, in, out] -> six sums of its rows, [1, 3, in, out], one for each sum of the inputs."""
-    sums = ops.matmul(_KERNEL_SUMS.astype("float32"), ops.reshape(kernel, (3, -1)))
-    return ops.unstack(ops.reshape(sums, (len(_KERNEL_SUMS), 1, *kernel.shape[1:])))
+    sums = ops.matmul(KERNEL_SUMS.astype("float32"), ops.reshape(kernel, (3, -1)))
+    return ops.unstack(ops.reshape(sums, (len(KERNEL_SUMS), 1, *kernel.shape[1:])))
 
 
 def tiles_to_rows(products, first, count):
@@ -63,7 +63,7 @@ def tiles_to_rows(products, first, count):
         [batch, count, columns, filters].
     """
     maps = np.tile(np.eye(6), len(products) // 6)
-    rows = ops.stack(combine(products, maps, _PAIRS, _OUTPUT_SUMS), axis=2)
+    rows = ops.stack(combine(products, maps, PAIRS, OUTPUT_SUMS), axis=2)
     batch, tiles, _, columns, filters = ops.shape(rows)
     rows = ops.reshape(rows, (batch, tiles * TILE, columns, filters))
     return ops.slice(rows, (0, first, 0, 0), (batch, count, columns, filters))

@@ -1,0 +1,494 @@
+"""Causal Deep CASA on a signal that comes in blocks: what comes out equals what the whole file gives.
+
+The networks are those of models/dense_unet.py and models/grouping.py with their weights laid out for few frames:
+
+- a 3x3 convolution is one product of matrices for each of the six sums of a row tile (see models/conv.py); the sums of
+  the last two frames are kept, so that no frame is looked at twice;
+- batch norms are folded into the kernels behind them. An offset counts inside a map but not in the zeros around it:
+  biases differ at the first and last row, and the frames before the first hold what the norm would turn into 0;
+- cumulative norms carry their mean and variance.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from models import conv
+from models.dense_unet import frequency_padding, skip_crops, uncompress
+from models.grouping import OnlineClustering
+from models.losses import permute_frames
+from models.spectral import FADE, sqrt_hann
+
+MOST_FRAMES = 32  # in one call of the networks; memory grows with it
+INPUT_SUMS = (conv.PAIRS @ conv.INPUT_SUMS).astype("float32")
+OUTPUT_SUMS = (conv.OUTPUT_SUMS @ conv.PAIRS).astype("float32")
+
+
+class StreamingSeparator:
+    """Separates one recording block by block. One per stream.
+
+    Concatenated, the outputs are `istft` (parity off) of the causal networks' estimates on the `stft` of the whole
+    recording, put in order by `OnlineClustering`: as many samples as came in. A sample comes out as soon as the last
+    window that covers it has come in, so that the algorithmic latency is that window and the block.
+
+    Args:
+        unet: causal DenseUNet.
+        grouping: causal SequentialGrouping; None for a net that was trained with one order an utterance.
+        fft_size, hop_size: of the STFT, samples.
+        compile: given a pure function `state, frames -> state, estimates` and examples of both, what to call instead,
+            such as a compiled function. Any number of frames comes.
+
+    Raises:
+        ValueError: a network is not causal.
+    """
+
+    def __init__(self, unet, grouping=None, fft_size=256, hop_size=64, compile=lambda step, state, frames: step):
+        for model in filter(None, (unet, grouping)):
+            if not model.causal:
+                raise ValueError(f"{model.name} looks at frames to come; only causal networks can stream")
+        self.talkers, self.fft_size, self.hop_size = unet.talkers, fft_size, hop_size
+        self.networks = StreamingNetworks(unet, grouping)
+        self.window = sqrt_hann(fft_size)
+        self.reset()
+        self._step = compile(self.networks, self._state, np.zeros((1, unet.bins, 2), "float32"))
+
+    def reset(self):
+        """Forgets the recording."""
+        self._state = self.networks.initial_state()
+        self._frames = 0
+        self._samples = np.zeros(0)  # that came in and are not yet the start of a frame
+        self._received = self._returned = 0
+        # Overlapping frames of the talkers, and last their squared windows.
+        self._tail = np.zeros((self.talkers + 1, max(self.fft_size - self.hop_size, 0)))
+
+    def step(self, samples):
+        """Takes the next samples, [n], any number; returns those of the talkers that are ready, float32 [talkers, m]."""
+        samples = np.asarray(samples)
+        if samples.ndim != 1:
+            raise ValueError(f"samples of shape {samples.shape}; one channel, [samples], is needed")
+        self._received += len(samples)
+        self._samples = np.concatenate([self._samples, samples])
+        ready = []
+        while (count := (len(self._samples) - self.fft_size) // self.hop_size + 1) > 0:
+            # The first frame by itself: norms then measure the others from its mean, in which float32 loses less.
+            count = min(count, MOST_FRAMES) if self._frames else 1
+            ready.append(self._advance(count))
+        return self._cut(ready)
+
+    def flush(self):
+        """Ends the recording: the samples still to come, float32 [talkers, m]. The next `step` begins another one.
+
+        Samples behind the last whole window are 0, as those of `istft`; who wants them separated adds zeros first.
+        """
+        ready = self._cut([self._divide(self._tail)])
+        missing = self._received - self._returned
+        self.reset()
+        return np.pad(ready, ((0, 0), (0, missing)))
+
+    def _advance(self, count):
+        """Runs the next frames; the samples that no later frame covers, [talkers, count * hop]."""
+        size, hop = self.fft_size, self.hop_size
+        framed = np.lib.stride_tricks.sliding_window_view(self._samples, size)[: count * hop : hop]
+        spectra = np.fft.rfft(framed * self.window)
+        frames = np.stack([spectra.real, spectra.imag], axis=-1).astype("float32")
+        self._state, estimates = self._step(self._state, ops.convert_to_tensor(frames))
+        self._samples = self._samples[count * hop :]
+        self._frames += count
+        estimates = ops.convert_to_numpy(estimates)
+        pieces = np.empty((self.talkers + 1, count, size))
+        pieces[:-1] = np.fft.irfft(estimates[..., 0] + 1j * estimates[..., 1], size) * self.window
+        pieces[-1] = np.square(self.window)
+        covered = (count - 1) * hop + max(size, hop)
+        signal = np.zeros((len(pieces), covered))
+        signal[:, : self._tail.shape[1]] = self._tail
+        # One addition for each residue class of frames: those of a class do not overlap.
+        apart = -(-size // hop)
+        for first in range(min(apart, count)):
+            some = pieces[:, first::apart]
+            index = (hop * (first + apart * np.arange(some.shape[1]))[:, None] + np.arange(size)).ravel()
+            signal[:, index] += some.reshape(len(pieces), -1)
+        self._tail = signal[:, count * hop :]
+        return self._divide(signal[:, : count * hop])
+
+    def _divide(self, signal):
+        return signal[:-1] / np.maximum(signal[-1], FADE * self.fft_size / 2 / self.hop_size)
+
+    def _cut(self, ready):
+        ready = np.concatenate([np.zeros((self.talkers, 0)), *ready], axis=1)
+        ready = ready[:, : self._received - self._returned].astype("float32")
+        self._returned += ready.shape[1]
+        return ready
+
+
+class StreamingNetworks:
+    """Both networks and the clustering as a pure function of a state and some frames.
+
+    Call: (state, frames [frames, bins, 2]) -> (state, estimates [talkers, frames, bins, 2] in the order of the talkers).
+    """
+
+    def __init__(self, unet, grouping=None):
+        self.unet = StreamingDenseUNet(unet)
+        self.grouping = grouping and StreamingGrouping(grouping)
+        self.clustering = grouping and OnlineClustering(grouping.talkers)
+
+    def initial_state(self):
+        """State before the first frame: nested lists of tensors."""
+        state = [self.unet.initial_state()]
+        if self.grouping:
+            state += [self.grouping.initial_state(), self.clustering.initial_state(self.grouping.embedding_dim)]
+        return state
+
+    def __call__(self, state, frames):
+        unet_state, estimates = self.unet(state[0], frames)
+        if not self.grouping:
+            return [unet_state], estimates
+        grouping_state, embeddings = self.grouping(state[1], frames, estimates)
+        energies = ops.sum(ops.square(frames), axis=(1, 2))
+        clustering_state, order = self.clustering.assign(state[2], embeddings, energies)
+        return [unet_state, grouping_state, clustering_state], permute_frames(estimates[None], order[None])[0]
+
+
+# Dense-UNet ---------------------------------------------------------------------------------------
+#
+# Maps are [rows, frames, channels], there being one recording. Inside a dense block, [4, tiles, frames, channels] holds
+# row 4i + j of a map at j, i ("phases"), with zero rows behind the last: sums over the rows of tiles are then products
+# with one small matrix.
+
+
+class Affine:
+    """x -> scale * x + offset, by channel: what a batch norm does, or the end of another norm."""
+
+    def __init__(self, scale, offset):
+        # What gives 0 must exist; so small a scale still does nothing.
+        self.scale = np.where(np.abs(scale) < 1e-9, 1e-9, scale)
+        self.offset = offset
+        self.root = -self.offset / self.scale
+
+    @classmethod
+    def identity(cls, channels):
+        return cls(np.ones(channels), np.zeros(channels))
+
+    @classmethod
+    def of(cls, norm):
+        gamma, beta = to_numpy(norm.gamma), to_numpy(norm.beta)
+        if not isinstance(norm, keras.layers.BatchNormalization):
+            return cls(gamma, beta)
+        scale = gamma / np.sqrt(to_numpy(norm.moving_variance) + norm.epsilon)
+        return cls(scale, beta - to_numpy(norm.moving_mean) * scale)
+
+    def fold(self, kernel, bias):
+        """(kernel, bias) [in, filters], [filters] that do to x what the given ones do to scale * x + offset."""
+        return self.scale[:, None] * kernel, bias + self.offset @ kernel
+
+
+class StreamingDenseUNet:
+    """Causal DenseUNet: (state, frames [frames, bins, 2]) -> (state, estimates [talkers, frames, bins, 2])."""
+
+    def __init__(self, unet):
+        self.talkers, self.bins = unet.talkers, unet.bins
+        channels = unet.settings["channels"]
+        self.padding, (self.extra, _) = frequency_padding(unet.bins, unet.scales)
+        self.crops = skip_crops(unet.scales)
+        rows = unet.bins + sum(self.padding)
+        self.encoder, self.encoder_affines = [], []
+        for block in unet.encoder:
+            width = channels if self.encoder else 2
+            self.encoder.append(StreamingDenseBlock(block, rows, [Affine.identity(width)]))
+            affine = Affine.of(block.norms[4])
+            self.encoder_affines.append((tensor(affine.scale), tensor(affine.offset)))
+            rows = (rows - 2) // 2
+        rows = 2 * rows
+        # The deepest block is followed by no pooling: its norm goes into the kernel behind it, as those of the decoder.
+        affine = Affine.of(unet.encoder[-1].norms[4])
+        self.decoder, self.ups = [], []
+        for up, norm, block in zip(unet.ups, unet.up_norms, unet.decoder):
+            kernel = to_numpy(up.kernel)[:, 0].transpose(2, 0, 1)  # [in, 2, filters]
+            kernel, bias = affine.fold(kernel.reshape(channels, -1), np.tile(to_numpy(up.bias), 2))
+            self.ups.append((tensor(kernel), tensor(bias)))
+            rows = 2 * rows
+            self.decoder.append(StreamingDenseBlock(block, rows, [Affine.identity(channels), Affine.of(norm)]))
+            rows -= 2
+            affine = Affine.of(block.norms[4])
+        hidden, masks = (to_numpy(layer.kernel)[0, 0] for layer in (unet.hidden, unet.masks))
+        self.hidden = [tensor(x) for x in affine.fold(hidden, to_numpy(unet.hidden.bias))]
+        self.masks = tensor(masks), tensor(unet.masks.bias)
+
+    def initial_state(self):
+        return [block.initial_state() for block in (*self.encoder, *self.decoder)]
+
+    def __call__(self, state, frames):
+        before, new_state = iter(state), []
+
+        def run(block, maps):
+            after, x = block(next(before), maps)
+            new_state.append(after)
+            return x
+
+        x = ops.pad(ops.transpose(frames, (1, 0, 2)), (self.padding, (0, 0), (0, 0)))
+        skips = []
+        for block, (scale, offset) in zip(self.encoder[:-1], self.encoder_affines):
+            x = run(block, [x]) * scale + offset
+            skips.append(x)
+            rows, count, channels = ops.shape(x)
+            x = ops.max(ops.reshape(x, (rows // 2, 2, count, channels)), axis=1)
+        x = run(self.encoder[-1], [x])
+        for block, (kernel, bias), crop in zip(self.decoder, self.ups, self.crops):
+            rows, count, channels = ops.shape(x)
+            x = ops.elu(pointwise(x, kernel, bias))
+            x = ops.transpose(ops.reshape(x, (rows, count, 2, channels)), (0, 2, 1, 3))
+            x = ops.reshape(x, (2 * rows, count, channels))
+            x = run(block, [skips.pop()[crop : crop + 2 * rows], x])
+        x = ops.elu(pointwise(x[self.extra : self.extra + self.bins], *self.hidden))
+        masks = uncompress(pointwise(x, *self.masks))  # [F, T, C * 2]
+        masks = ops.transpose(ops.reshape(masks, (self.bins, -1, self.talkers, 2)), (2, 1, 0, 3))
+        mask_real, mask_imaginary = ops.unstack(masks, axis=-1)
+        real, imaginary = ops.unstack(frames, axis=-1)
+        estimates = [mask_real * real - mask_imaginary * imaginary, mask_real * imaginary + mask_imaginary * real]
+        return new_state, ops.stack(estimates, axis=-1)
+
+
+class StreamingDenseBlock:
+    """Causal DenseBlock: (state, maps [rows, frames, any]) -> (state, [rows - 2, frames, channels]), its last norm left out.
+
+    Args:
+        block: DenseBlock.
+        rows: of the maps.
+        affines: what of each map is still to be done: the block is that of the maps after it.
+    """
+
+    def __init__(self, block, rows, affines):
+        self.rows, self.tiles = rows, -(-rows // conv.TILE)
+        width, inputs = block.channels, len(affines)
+        norms = [block.norms[0], block.norms[1], block.mapping_norm, block.norms[3]]
+        self.affines = affines = [*affines, *(Affine.of(norm) for norm in norms)]
+        self.inside = self.phases(np.ones((rows, 1, 1), "float32"))
+        self.convs = []
+        for i, layer in enumerate(block.convs):
+            seen = affines[: inputs + i]
+            kernel, bias = to_numpy(layer.kernel), to_numpy(layer.bias)
+            if i == 2:
+                scale = np.concatenate([affine.scale for affine in seen])
+                offset = np.concatenate([affine.offset for affine in seen])
+                self.convs.append((tensor(scale[:, None] * kernel[0, 0]), tensor(bias + offset @ kernel[0, 0])))
+                continue
+            kernels, biases = [], np.zeros((rows, 1, width)) + bias
+            for affine, part in zip(seen, np.split(kernel, np.cumsum(layer.widths)[:-1], axis=2)):
+                sums = np.einsum("sr,rtif->stif", conv.KERNEL_SUMS, part * affine.scale[:, None])
+                kernels.append(tensor(sums.reshape(len(sums), -1, width)))
+                taps = np.einsum("rtif,i->rf", part, affine.offset)  # what the offsets add, by row of the kernel
+                biases += taps.sum(axis=0)
+                biases[0] -= taps[0]
+                biases[-1] -= taps[2]
+            self.convs.append((kernels, self.phases(biases.astype("float32"))))
+        # The mapping, its rows in the order of the phases; zero rows stay zero.
+        affine = Affine.of(block.norms[2])
+        mapping = to_numpy(block.mapping.kernel).T  # [row out, row in]
+        order = np.arange(conv.TILE * self.tiles).reshape(-1, conv.TILE).T.ravel()
+        padded = np.pad(mapping, (0, len(order) - rows))
+        self.mapping = tensor(padded[order][:, order])
+        self.mapping_scale = tensor(affine.scale)
+        bias = np.sum(mapping, axis=1)[:, None, None] * affine.offset + to_numpy(block.mapping.bias)[:, None, None]
+        self.mapping_bias = self.phases(bias.astype("float32"))
+
+    def initial_state(self):
+        """The sums of two frames before the first, for each map that a 3x3 convolution looks at."""
+        return [
+            self.row_sums(self.inside * np.tile(affine.root.astype("float32"), (1, 1, 2, 1)))
+            for affine in self.affines
+        ]
+
+    def __call__(self, state, maps):
+        count = ops.shape(maps[0])[1]
+        after, taps = [], []
+
+        def look_at(x):
+            sums = ops.concatenate([state[len(after)], self.row_sums(x)], axis=2)
+            after.append(sums[:, :, -2:])
+            three = ops.concatenate([sums[:, :, :-2], sums[:, :, 1:-1], sums[:, :, 2:]], axis=-1)
+            taps.append(ops.reshape(three, (len(INPUT_SUMS), self.tiles * count, three.shape[-1])))
+
+        maps = [self.phases(x) for x in maps]
+        for x in maps:
+            look_at(x)
+        for i, (kernel, bias) in enumerate(self.convs):
+            if i == 2:
+                x = ops.elu(pointwise(ops.concatenate(maps, axis=-1), kernel, bias))
+                flat = ops.reshape(x, (conv.TILE * self.tiles, -1))
+                x = ops.reshape(ops.matmul(self.mapping, flat), ops.shape(x))
+                x = ops.elu(x * self.mapping_scale + self.mapping_bias)
+            else:
+                products = sum(ops.matmul(tap, part) for tap, part in zip(taps, kernel))
+                x = ops.matmul(OUTPUT_SUMS, ops.reshape(products, (len(INPUT_SUMS), -1)))
+                x = ops.elu(ops.reshape(x, (conv.TILE, self.tiles, count, products.shape[-1])) + bias)
+                if i < 4 and self.rows % conv.TILE:
+                    x = x * self.inside
+            if i < 4:
+                look_at(x)
+                maps.append(x)
+        x = ops.reshape(ops.transpose(x, (1, 0, 2, 3)), (conv.TILE * self.tiles, count, x.shape[-1]))
+        return after, x[1 : self.rows - 1]
+
+    def phases(self, x):
+        """[rows, frames, channels] -> [4, tiles, frames, channels]"""
+        rows, count, channels = ops.shape(x)
+        x = ops.pad(x, ((0, conv.TILE * self.tiles - rows), (0, 0), (0, 0)))
+        return ops.transpose(ops.reshape(x, (self.tiles, conv.TILE, count, channels)), (1, 0, 2, 3))
+
+    def row_sums(self, x):
+        """[4, tiles, frames, channels] -> [6, tiles, frames, channels], what conv.row_tiles gives."""
+        above = ops.pad(x[3:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
+        below = ops.pad(x[:1, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+        rows = ops.concatenate([above, x, below], axis=0)
+        return ops.reshape(ops.matmul(INPUT_SUMS, ops.reshape(rows, (6, -1))), ops.shape(rows))
+
+
+# Sequential grouping ------------------------------------------------------------------------------
+
+
+class StreamingGrouping:
+    """Causal SequentialGrouping.
+
+    Call: (state, frames [frames, bins, 2], estimates [talkers, frames, bins, 2]) ->
+    (state, embeddings [frames, embeddings a frame, embedding_dim]).
+    """
+
+    def __init__(self, model):
+        self.per_frame, self.embedding_dim = model.per_frame, model.embedding_dim
+        _, self.padding = frequency_padding(model.bins, model.scales)
+        self.features = [
+            (tensor(layer.kernel), tensor(layer.bias), *map(tensor, (norm.gamma, norm.beta)))
+            for layer, norm in zip(model.feature_convs, model.feature_norms)
+        ]
+        self.epsilon = model.input_norm.epsilon
+        self.input = [tensor(x) for x in (model.input_conv.kernel, model.input_conv.bias)]
+        self.input_affine = [tensor(x) for x in (model.input_norm.gamma, model.input_norm.beta)]
+        self.blocks = [[StreamingResidualBlock(block) for block in blocks] for blocks in model.residuals]
+        self.scales = [float(to_numpy(scale)[0]) for scale in model.block_scales]
+        self.embed = [tensor(x) for x in (model.embed.kernel, model.embed.bias)]
+
+    def initial_state(self):
+        residuals = [block for blocks in self.blocks for block in blocks]
+        norms = len(self.features) + 1 + 2 * len(residuals)
+        return {
+            "histories": [tensor(block.history) for block in residuals],
+            "count": tensor(np.zeros(())),
+            "moments": tensor(np.zeros((2, norms))),  # mean and variance of all frames so far, of every norm
+        }
+
+    def __call__(self, state, frames, estimates):
+        norm = CumulativeMoments(state["count"], state["moments"], ops.shape(frames)[0], self.epsilon)
+        spectra = [frames, *ops.unstack(estimates, axis=0)]
+        magnitudes = [ops.sqrt(ops.sum(ops.square(x), axis=-1, keepdims=True)) for x in spectra]
+        x = ops.concatenate([part for pair in zip(spectra, magnitudes) for part in pair], axis=-1)
+        maps = ops.pad(x, ((0, 0), self.padding, (0, 0)))[:, None]  # [T, 1, F, channels]
+        for kernel, bias, gamma, beta in self.features:
+            x = norm(ops.elu(conv.convolve(maps, kernel, True) + bias)) * gamma + beta
+            maps = ops.concatenate([maps, x], axis=-1)
+        x = ops.reshape(x, (-1, x.shape[-2] * x.shape[-1]))
+        gamma, beta = self.input_affine
+        x = norm(pointwise(x, *self.input)) * gamma + beta
+        total, histories = 0.0, []
+        before = iter(state["histories"])
+        for blocks, scale in zip(self.blocks, self.scales):
+            for block in blocks:
+                history, x = block(next(before), x, norm)
+                histories.append(history)
+            if scale:
+                total = total + (x if scale == 1 else scale * x)
+        embeddings = ops.tanh(pointwise(total, *self.embed))
+        count, moments = norm.after()
+        state = {"histories": histories, "count": count, "moments": moments}
+        return state, ops.reshape(embeddings, (-1, self.per_frame, self.embedding_dim))
+
+
+class StreamingResidualBlock:
+    """Causal ResidualBlock: (state, x [frames, bottleneck], norm) -> (state, the same)."""
+
+    def __init__(self, block):
+        self.expand = [tensor(x) for x in (block.expand.kernel, block.expand.bias)]
+        self.expand_prelu, self.depthwise_prelu = PReLU(block.expand_prelu), PReLU(block.depthwise_prelu)
+        affine = Affine.of(block.expand_norm)
+        taps = to_numpy(block.depthwise.kernel)[..., 0]
+        self.taps = [tensor(tap * affine.scale) for tap in taps]
+        self.bias = tensor(taps.sum(axis=0) * affine.offset)
+        self.dilation = block.depthwise.dilation
+        self.history = np.tile(affine.root, (2 * self.dilation, 1))
+        affine = Affine.of(block.depthwise_norm)
+        self.reduce = [tensor(x) for x in affine.fold(to_numpy(block.reduce.kernel), to_numpy(block.reduce.bias))]
+
+    def __call__(self, history, x, norm):
+        y = norm(self.expand_prelu(pointwise(x, *self.expand)))
+        count = ops.shape(y)[0]
+        y = ops.concatenate([history, y], axis=0)
+        shifted = [y[i * self.dilation : i * self.dilation + count] for i in range(3)]
+        history = y[count:]
+        y = sum(tap * frames for tap, frames in zip(self.taps, shifted)) + self.bias
+        y = norm(self.depthwise_prelu(y))
+        return history, x + pointwise(y, *self.reduce)
+
+
+class PReLU:
+    """keras.layers.PReLU in few operations."""
+
+    def __init__(self, layer):
+        alpha = to_numpy(layer.alpha).reshape(-1)
+        self.alpha, self.simple = tensor(alpha), np.all(alpha <= 1)
+
+    def __call__(self, x):
+        if self.simple:
+            return ops.maximum(x, self.alpha * x)
+        return ops.maximum(x, 0.0) + self.alpha * ops.minimum(x, 0.0)
+
+
+class CumulativeMoments:
+    """CumulativeNorm without scale and offset, for all norms of a network, called on one after the other.
+
+    Args:
+        count: frames so far.
+        moments: [2, norms], mean and variance of these, of every norm.
+        frames: number of frames to come.
+        epsilon: of the norms.
+    """
+
+    def __init__(self, count, moments, frames, epsilon):
+        means, variances = ops.unstack(moments, axis=0)
+        self.means, self.sums = (iter(ops.unstack(x)) for x in (means, variances * count))
+        self.before = means
+        self.counts = count + ops.cast(ops.arange(1, frames + 1), "float32")
+        self.inverse = (1.0 / self.counts)[:, None]
+        self.epsilon = epsilon
+        self.shifts, self.variances = [], []
+
+    def __call__(self, x):
+        # From the mean of the frames before: E[x^2] - m^2 cancels less then, and their sum is 0.
+        features = list(range(1, x.ndim))
+        x = x - next(self.means)
+        moments = ops.stack([ops.mean(x, features), ops.mean(ops.square(x), features)], axis=1)
+        start = ops.stack([0.0, next(self.sums)])
+        shift, square = ops.split((ops.cumsum(moments, axis=0) + start) * self.inverse, 2, axis=1)
+        variance = ops.maximum(square - ops.square(shift), 0.0)
+        scale = ops.rsqrt(variance + self.epsilon)
+        self.shifts.append(shift)
+        self.variances.append(variance)
+        if x.ndim > 2:
+            shift, scale = (ops.reshape(y, (-1, *[1] * len(features))) for y in (shift, scale))
+        return (x - shift) * scale
+
+    def after(self):
+        """(count, moments) with the frames that came."""
+        shifts, variances = (ops.concatenate(x, axis=1)[-1] for x in (self.shifts, self.variances))
+        return self.counts[-1], ops.stack([self.before + shifts, variances])
+
+
+def pointwise(x, kernel, bias):
+    """[..., in] @ [in, filters] + bias"""
+    flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), kernel) + bias
+    return ops.reshape(flat, (*ops.shape(x)[:-1], kernel.shape[-1]))
+
+
+def to_numpy(weight):
+    return np.asarray(ops.convert_to_numpy(weight), "float64")
+
+
+def tensor(x):
+    return ops.convert_to_tensor(np.asarray(ops.convert_to_numpy(x), "float32"))
