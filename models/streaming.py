@@ -9,6 +9,8 @@ The networks are those of models/dense_unet.py and models/grouping.py with their
 - cumulative norms carry their mean and variance.
 """
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -150,9 +152,8 @@ class StreamingNetworks:
 
 # Dense-UNet ---------------------------------------------------------------------------------------
 #
-# Maps are [rows, frames, channels], there being one recording. Inside a dense block, [4, tiles, frames, channels] holds
-# row 4i + j of a map at j, i ("phases"), with zero rows behind the last: sums over the rows of tiles are then products
-# with one small matrix.
+# Maps are [rows, frames, channels], there being one recording. In reshapes the number of frames is -1, so that nothing
+# has to be computed at run time: with few frames, time goes by the number of operations.
 
 
 class Affine:
@@ -190,15 +191,15 @@ class StreamingDenseUNet:
         self.padding, (self.extra, _) = frequency_padding(unet.bins, unet.scales)
         self.crops = skip_crops(unet.scales)
         rows = unet.bins + sum(self.padding)
-        self.encoder, self.encoder_affines = [], []
+        self.encoder = []
         for block in unet.encoder:
             width = channels if self.encoder else 2
             self.encoder.append(StreamingDenseBlock(block, rows, [Affine.identity(width)]))
-            affine = Affine.of(block.norms[4])
-            self.encoder_affines.append((tensor(affine.scale), tensor(affine.offset)))
             rows = (rows - 2) // 2
         rows = 2 * rows
-        # The deepest block is followed by no pooling: its norm goes into the kernel behind it, as those of the decoder.
+        # Maxima cannot be taken before a norm. Behind the deepest block, as in the decoder, there is none.
+        affines = [Affine.of(block.norms[4]) for block in unet.encoder[:-1]]
+        self.encoder_affines = [(tensor(affine.scale), tensor(affine.offset)) for affine in affines]
         affine = Affine.of(unet.encoder[-1].norms[4])
         self.decoder, self.ups = [], []
         for up, norm, block in zip(unet.ups, unet.up_norms, unet.decoder):
@@ -217,26 +218,27 @@ class StreamingDenseUNet:
         return [block.initial_state() for block in (*self.encoder, *self.decoder)]
 
     def __call__(self, state, frames):
-        before, new_state = iter(state), []
+        taps = ops.arange(ops.shape(frames)[0])[:, None] + np.arange(3, dtype="int32")
+        before, after = iter(state), []
 
         def run(block, maps):
-            after, x = block(next(before), maps)
-            new_state.append(after)
+            new, x = block(next(before), maps, taps)
+            after.append(new)
             return x
 
         x = ops.pad(ops.transpose(frames, (1, 0, 2)), (self.padding, (0, 0), (0, 0)))
         skips = []
-        for block, (scale, offset) in zip(self.encoder[:-1], self.encoder_affines):
+        for block, (scale, offset) in zip(self.encoder, self.encoder_affines):
             x = run(block, [x]) * scale + offset
             skips.append(x)
-            rows, count, channels = ops.shape(x)
-            x = ops.max(ops.reshape(x, (rows // 2, 2, count, channels)), axis=1)
+            pairs = ops.reshape(x, (x.shape[0] // 2, 2, -1, x.shape[-1]))
+            x = ops.maximum(*ops.unstack(pairs, axis=1))
         x = run(self.encoder[-1], [x])
         for block, (kernel, bias), crop in zip(self.decoder, self.ups, self.crops):
-            rows, count, channels = ops.shape(x)
+            rows, _, channels = x.shape
             x = ops.elu(pointwise(x, kernel, bias))
-            x = ops.transpose(ops.reshape(x, (rows, count, 2, channels)), (0, 2, 1, 3))
-            x = ops.reshape(x, (2 * rows, count, channels))
+            x = ops.transpose(ops.reshape(x, (rows, -1, 2, channels)), (0, 2, 1, 3))
+            x = ops.reshape(x, (2 * rows, -1, channels))
             x = run(block, [skips.pop()[crop : crop + 2 * rows], x])
         x = ops.elu(pointwise(x[self.extra : self.extra + self.bins], *self.hidden))
         masks = uncompress(pointwise(x, *self.masks))  # [F, T, C * 2]
@@ -244,102 +246,97 @@ class StreamingDenseUNet:
         mask_real, mask_imaginary = ops.unstack(masks, axis=-1)
         real, imaginary = ops.unstack(frames, axis=-1)
         estimates = [mask_real * real - mask_imaginary * imaginary, mask_real * imaginary + mask_imaginary * real]
-        return new_state, ops.stack(estimates, axis=-1)
+        return after, ops.stack(estimates, axis=-1)
 
 
 class StreamingDenseBlock:
-    """Causal DenseBlock: (state, maps [rows, frames, any]) -> (state, [rows - 2, frames, channels]), its last norm left out.
+    """Causal DenseBlock, its last norm left out.
+
+    Call: (state, maps [rows, frames, any], taps) -> (state, [rows - 2, frames, channels]). `taps` [frames, 3] are, for
+    every frame, itself and the two before, counted from the first that the state holds.
+
+    Inside, the rows of maps are in the order in which sums over row tiles come out: row 4i + j at j * tiles + i.
 
     Args:
         block: DenseBlock.
         rows: of the maps.
-        affines: what of each map is still to be done: the block is that of the maps after it.
+        affines: what is still to be done to each map.
     """
 
     def __init__(self, block, rows, affines):
-        self.rows, self.tiles = rows, -(-rows // conv.TILE)
-        width, inputs = block.channels, len(affines)
+        self.width, inputs = block.channels, len(affines)
+        self.tiles = -(-rows // conv.TILE)
+        tile_rows = np.arange(conv.TILE * self.tiles)
+        order = tile_rows.reshape(-1, conv.TILE).T.ravel()
+        place = np.argsort(order)
+        seen = (np.arange(6)[:, None] - 1 + conv.TILE * np.arange(self.tiles)).ravel()
+        inside = (seen >= 0) & (seen < rows)
+        self.order = np.minimum(order, rows - 1).astype("int32")
+        self.windows = np.where(inside, place[np.where(inside, seen, 0)], len(order)).astype("int32")
+        self.rows_inside = place[1 : rows - 1].astype("int32")
+
         norms = [block.norms[0], block.norms[1], block.mapping_norm, block.norms[3]]
-        self.affines = affines = [*affines, *(Affine.of(norm) for norm in norms)]
-        self.inside = self.phases(np.ones((rows, 1, 1), "float32"))
+        self.affines = [*affines, *map(Affine.of, norms)]
         self.convs = []
         for i, layer in enumerate(block.convs):
-            seen = affines[: inputs + i]
+            before = self.affines[: inputs + i]
             kernel, bias = to_numpy(layer.kernel), to_numpy(layer.bias)
             if i == 2:
-                scale = np.concatenate([affine.scale for affine in seen])
-                offset = np.concatenate([affine.offset for affine in seen])
-                self.convs.append((tensor(scale[:, None] * kernel[0, 0]), tensor(bias + offset @ kernel[0, 0])))
+                joint = Affine(*(np.concatenate([getattr(x, name) for x in before]) for name in ("scale", "offset")))
+                self.convs.append([tensor(x) for x in joint.fold(kernel[0, 0], bias)])
                 continue
-            kernels, biases = [], np.zeros((rows, 1, width)) + bias
-            for affine, part in zip(seen, np.split(kernel, np.cumsum(layer.widths)[:-1], axis=2)):
+            kernels, biases = [], np.zeros((rows, 1, self.width)) + bias
+            for affine, part in zip(before, np.split(kernel, np.cumsum(layer.widths)[:-1], axis=2)):
                 sums = np.einsum("sr,rtif->stif", conv.KERNEL_SUMS, part * affine.scale[:, None])
-                kernels.append(tensor(sums.reshape(len(sums), -1, width)))
-                taps = np.einsum("rtif,i->rf", part, affine.offset)  # what the offsets add, by row of the kernel
+                kernels.append(tensor(sums.reshape(len(sums), -1, self.width)))
+                taps = np.einsum("rtif,i->rf", part, affine.offset)  # what the offset adds, by row of the kernel
                 biases += taps.sum(axis=0)
                 biases[0] -= taps[0]
                 biases[-1] -= taps[2]
-            self.convs.append((kernels, self.phases(biases.astype("float32"))))
-        # The mapping, its rows in the order of the phases; zero rows stay zero.
+            self.convs.append((kernels, tensor(biases[self.order])))
         affine = Affine.of(block.norms[2])
         mapping = to_numpy(block.mapping.kernel).T  # [row out, row in]
-        order = np.arange(conv.TILE * self.tiles).reshape(-1, conv.TILE).T.ravel()
-        padded = np.pad(mapping, (0, len(order) - rows))
-        self.mapping = tensor(padded[order][:, order])
-        self.mapping_scale = tensor(affine.scale)
-        bias = np.sum(mapping, axis=1)[:, None, None] * affine.offset + to_numpy(block.mapping.bias)[:, None, None]
-        self.mapping_bias = self.phases(bias.astype("float32"))
+        bias = mapping.sum(axis=1)[:, None, None] * affine.offset + to_numpy(block.mapping.bias)[:, None, None]
+        mapping = np.pad(mapping, (0, len(order) - rows))[order][:, order]
+        self.mapping = [tensor(x) for x in (mapping, affine.scale, bias[self.order])]
 
     def initial_state(self):
-        """The sums of two frames before the first, for each map that a 3x3 convolution looks at."""
-        return [
-            self.row_sums(self.inside * np.tile(affine.root.astype("float32"), (1, 1, 2, 1)))
-            for affine in self.affines
-        ]
+        """Sums of two frames before the first, for each map that a 3x3 convolution looks at."""
+        shape = (len(self.order), 2, 1)
+        return [self.row_sums(np.tile(affine.root, shape).astype("float32")) for affine in self.affines]
 
-    def __call__(self, state, maps):
-        count = ops.shape(maps[0])[1]
-        after, taps = [], []
+    def __call__(self, state, maps, taps):
+        after, seen = [], []
 
         def look_at(x):
             sums = ops.concatenate([state[len(after)], self.row_sums(x)], axis=2)
             after.append(sums[:, :, -2:])
-            three = ops.concatenate([sums[:, :, :-2], sums[:, :, 1:-1], sums[:, :, 2:]], axis=-1)
-            taps.append(ops.reshape(three, (len(INPUT_SUMS), self.tiles * count, three.shape[-1])))
+            seen.append(ops.reshape(ops.take(sums, taps, axis=2), (6, -1, 3 * x.shape[-1])))
 
-        maps = [self.phases(x) for x in maps]
+        maps = [ops.take(x, self.order, axis=0) for x in maps]
         for x in maps:
             look_at(x)
         for i, (kernel, bias) in enumerate(self.convs):
             if i == 2:
                 x = ops.elu(pointwise(ops.concatenate(maps, axis=-1), kernel, bias))
-                flat = ops.reshape(x, (conv.TILE * self.tiles, -1))
-                x = ops.reshape(ops.matmul(self.mapping, flat), ops.shape(x))
-                x = ops.elu(x * self.mapping_scale + self.mapping_bias)
+                mapping, scale, bias = self.mapping
+                x = ops.matmul(mapping, ops.reshape(x, (len(self.order), -1)))
+                x = ops.reshape(x, (len(self.order), -1, self.width)) * scale
             else:
-                products = sum(ops.matmul(tap, part) for tap, part in zip(taps, kernel))
-                x = ops.matmul(OUTPUT_SUMS, ops.reshape(products, (len(INPUT_SUMS), -1)))
-                x = ops.elu(ops.reshape(x, (conv.TILE, self.tiles, count, products.shape[-1])) + bias)
-                if i < 4 and self.rows % conv.TILE:
-                    x = x * self.inside
+                products = total([ops.matmul(x, part) for x, part in zip(seen, kernel)])
+                x = ops.matmul(OUTPUT_SUMS, ops.reshape(products, (6, -1)))
+                x = ops.reshape(x, (len(self.order), -1, self.width))
+            x = ops.elu(x + bias)
             if i < 4:
                 look_at(x)
                 maps.append(x)
-        x = ops.reshape(ops.transpose(x, (1, 0, 2, 3)), (conv.TILE * self.tiles, count, x.shape[-1]))
-        return after, x[1 : self.rows - 1]
-
-    def phases(self, x):
-        """[rows, frames, channels] -> [4, tiles, frames, channels]"""
-        rows, count, channels = ops.shape(x)
-        x = ops.pad(x, ((0, conv.TILE * self.tiles - rows), (0, 0), (0, 0)))
-        return ops.transpose(ops.reshape(x, (self.tiles, conv.TILE, count, channels)), (1, 0, 2, 3))
+        return after, ops.take(x, self.rows_inside, axis=0)
 
     def row_sums(self, x):
-        """[4, tiles, frames, channels] -> [6, tiles, frames, channels], what conv.row_tiles gives."""
-        above = ops.pad(x[3:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0)))
-        below = ops.pad(x[:1, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
-        rows = ops.concatenate([above, x, below], axis=0)
-        return ops.reshape(ops.matmul(INPUT_SUMS, ops.reshape(rows, (6, -1))), ops.shape(rows))
+        """[rows, frames, channels] -> [6, tiles, frames, channels], what conv.row_tiles gives."""
+        x = ops.take(ops.pad(x, ((0, 1), (0, 0), (0, 0))), self.windows, axis=0)
+        sums = ops.matmul(INPUT_SUMS, ops.reshape(x, (6, -1)))
+        return ops.reshape(sums, (6, self.tiles, -1, x.shape[-1]))
 
 
 # Sequential grouping ------------------------------------------------------------------------------
@@ -387,15 +384,15 @@ class StreamingGrouping:
         x = ops.reshape(x, (-1, x.shape[-2] * x.shape[-1]))
         gamma, beta = self.input_affine
         x = norm(pointwise(x, *self.input)) * gamma + beta
-        total, histories = 0.0, []
+        summed, histories = [], []
         before = iter(state["histories"])
         for blocks, scale in zip(self.blocks, self.scales):
             for block in blocks:
                 history, x = block(next(before), x, norm)
                 histories.append(history)
             if scale:
-                total = total + (x if scale == 1 else scale * x)
-        embeddings = ops.tanh(pointwise(total, *self.embed))
+                summed.append(x if scale == 1 else scale * x)
+        embeddings = ops.tanh(pointwise(total(summed), *self.embed))
         count, moments = norm.after()
         state = {"histories": histories, "count": count, "moments": moments}
         return state, ops.reshape(embeddings, (-1, self.per_frame, self.embedding_dim))
@@ -418,13 +415,12 @@ class StreamingResidualBlock:
 
     def __call__(self, history, x, norm):
         y = norm(self.expand_prelu(pointwise(x, *self.expand)))
-        count = ops.shape(y)[0]
-        y = ops.concatenate([history, y], axis=0)
-        shifted = [y[i * self.dilation : i * self.dilation + count] for i in range(3)]
-        history = y[count:]
-        y = sum(tap * frames for tap, frames in zip(self.taps, shifted)) + self.bias
+        far = 2 * self.dilation
+        past = ops.concatenate([history, y], axis=0)
+        shifted = [past[:-far], past[self.dilation : -self.dilation], y]
+        y = total([x * tap for x, tap in zip(shifted, self.taps)]) + self.bias
         y = norm(self.depthwise_prelu(y))
-        return history, x + pointwise(y, *self.reduce)
+        return past[-far:], x + pointwise(y, *self.reduce)
 
 
 class PReLU:
@@ -451,20 +447,20 @@ class CumulativeMoments:
     """
 
     def __init__(self, count, moments, frames, epsilon):
-        means, variances = ops.unstack(moments, axis=0)
-        self.means, self.sums = (iter(ops.unstack(x)) for x in (means, variances * count))
-        self.before = means
+        self.means, variances = ops.unstack(moments, axis=0)
+        # Sums of the deviations from the mean of the frames before, which is 0, and of their squares.
+        starts = ops.stack([ops.zeros_like(variances), variances * count], axis=1)
+        self.starts = iter(zip(ops.unstack(self.means), ops.unstack(starts)))
         self.counts = count + ops.cast(ops.arange(1, frames + 1), "float32")
         self.inverse = (1.0 / self.counts)[:, None]
         self.epsilon = epsilon
         self.shifts, self.variances = [], []
 
     def __call__(self, x):
-        # From the mean of the frames before: E[x^2] - m^2 cancels less then, and their sum is 0.
         features = list(range(1, x.ndim))
-        x = x - next(self.means)
+        mean, start = next(self.starts)
+        x = x - mean  # E[x^2] - m^2 cancels less then
         moments = ops.stack([ops.mean(x, features), ops.mean(ops.square(x), features)], axis=1)
-        start = ops.stack([0.0, next(self.sums)])
         shift, square = ops.split((ops.cumsum(moments, axis=0) + start) * self.inverse, 2, axis=1)
         variance = ops.maximum(square - ops.square(shift), 0.0)
         scale = ops.rsqrt(variance + self.epsilon)
@@ -477,13 +473,20 @@ class CumulativeMoments:
     def after(self):
         """(count, moments) with the frames that came."""
         shifts, variances = (ops.concatenate(x, axis=1)[-1] for x in (self.shifts, self.variances))
-        return self.counts[-1], ops.stack([self.before + shifts, variances])
+        return self.counts[-1], ops.stack([self.means + shifts, variances])
 
 
 def pointwise(x, kernel, bias):
-    """[..., in] @ [in, filters] + bias"""
+    """[any, in] or [rows, frames, in] @ [in, filters] + bias"""
+    if x.ndim == 2:
+        return ops.matmul(x, kernel) + bias
     flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), kernel) + bias
-    return ops.reshape(flat, (*ops.shape(x)[:-1], kernel.shape[-1]))
+    return ops.reshape(flat, (x.shape[0], -1, kernel.shape[-1]))
+
+
+def total(tensors):
+    """Their sum; that of Python begins with an addition to 0."""
+    return functools.reduce(ops.add, tensors)
 
 
 def to_numpy(weight):
