@@ -25,5 +25,10 @@ setup(
         "tqdm",
         *metrics,
     ],
-    extras_require={"corpus": corpus, "demo": demo, "test": ["pytest", "selenium", *corpus, *demo]},
+    extras_require={
+        "corpus": corpus,
+        "demo": demo,
+        "live": ["sounddevice"],
+        "test": ["pytest", "selenium", *corpus, *demo],
+    },
 )

@@ -156,15 +156,18 @@ def read_blocks(path, channel=None, seconds=10.0):
         raise UserError(f"{path}: {read} of {info.frames} samples are there; make it again")
 
 
-def resample_blocks(blocks, from_hz, to_hz):
-    """`resample` for a signal that comes in blocks [samples]: yields blocks that together are what it gives."""
+def resample_blocks(blocks, from_hz, to_hz, seconds=1.0):
+    """`resample` for a signal that comes in blocks [samples]: yields blocks that together are what it gives.
+
+    They are `seconds` long, about; what comes out is late by that and the filter, 20 ms or less.
+    """
     if from_hz == to_hz:
         yield from blocks
         return
     common = np.gcd(from_hz, to_hz)
     up, down = to_hz // common, from_hz // common
     around = 10 * max(up, down) // (up * down) + 2  # half the filter, in periods of `down` samples in, `up` out
-    periods = max(1, from_hz // down)  # of a piece, about a second
+    periods = max(1, round(seconds * from_hz) // down)  # of a piece
     size = (periods + 2 * around) * down
     buffer, taken, given = np.zeros(around * down, np.float32), 0, 0
 

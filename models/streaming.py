@@ -490,8 +490,8 @@ def total(tensors):
 
 
 def to_numpy(weight):
-    return np.asarray(ops.convert_to_numpy(weight), "float64")
+    return np.asarray(ops.convert_to_numpy(getattr(weight, "value", weight)), "float64")
 
 
 def tensor(x):
-    return ops.convert_to_tensor(np.asarray(ops.convert_to_numpy(x), "float32"))
+    return ops.convert_to_tensor(to_numpy(x).astype("float32"))

@@ -5,7 +5,8 @@
 --resume_model names a checkpoint of each stage (give it twice), or a folder below which they lie. config.json beside
 a checkpoint says which system it is, its sizes and its rate. Writes out/<name>_s1.wav, _s2.wav, ...
 
-Long files go through in overlapping windows, in memory that does not grow with their length.
+Long files go through in overlapping windows, in memory that does not grow with their length. Causal systems go from
+block to block instead, as nn/live.py does (--grouping online).
 
     from nn.separate import Separator
     talkers = Separator("exp/deep_casa/models")(waveform, sample_rate)      # [talkers, samples]
@@ -27,6 +28,7 @@ from feat.parallel import progress
 from feat.stft import istft, num_samples, stft_planes
 from models.dense_unet import DenseUNet
 from models.grouping import SequentialGrouping
+from models.streaming import StreamingSeparator
 from nn import checkpoint, clustering
 
 FLAGS = flags.FLAGS
@@ -71,8 +73,19 @@ class DeepCasa:
         self.fft_size, self.hop_size = config["fft_size"], config["hop_size"]
         self.talkers = self.unet.talkers
         self.seed = seed
+        models = {"dense_unet": self.unet, "sequential_grouping": self.grouping}
+        self.not_causal = [checkpoints[name] for name, model in models.items() if model and not model.causal]
         spec = tf.TensorSpec([1, None, self.unet.bins, 2])
         self._forward = tf.function(self._networks, input_signature=[spec])
+
+    def stream(self):
+        """A models.streaming.StreamingSeparator. Raises UserError unless both stages are causal."""
+        if self.not_causal:
+            raise UserError(
+                f"{self.not_causal[0]}: not causal, it looks at what is still to come; train both stages with --causal,"
+                " or separate whole recordings with nn/separate.py --grouping kmeans"
+            )
+        return StreamingSeparator(self.unet, self.grouping, self.fft_size, self.hop_size, compile_step)
 
     @staticmethod
     def _config(prefix):
@@ -103,6 +116,28 @@ class DeepCasa:
         return istft(ordered[..., 0] + 1j * ordered[..., 1], None, self.fft_size, self.hop_size, parity=False)
 
 
+def compile_step(step, state, frames):
+    """The `compile` of a StreamingSeparator: one graph for any number of frames."""
+    spec = tf.nest.map_structure(tf.TensorSpec.from_tensor, state)
+    return tf.function(step, input_signature=[spec, tf.TensorSpec([None, *frames.shape[1:]], tf.float32)])
+
+
+def separate_stream(stream, blocks):
+    """Yields the talkers, [talkers, some samples], of blocks [samples] as they come; as many samples as came in.
+
+    Args:
+        stream: StreamingSeparator.
+    """
+    missing = 0
+    for block in blocks:
+        talkers = stream.step(block)
+        missing += len(block) - talkers.shape[1]
+        yield talkers
+    # Silence behind the recording, so that all of it lies in whole windows.
+    last = stream.step(np.zeros(stream.fft_size, np.float32)), stream.flush()
+    yield np.concatenate(last, axis=1)[:, :missing]
+
+
 class Separator:
     """A trained system, ready for recordings.
 
@@ -111,12 +146,14 @@ class Separator:
         window_seconds: of what the networks see at once; memory grows with it.
         overlap_seconds: of neighbouring windows, cross-faded.
         seed: of the clustering.
+        grouping: "online": frame by frame from the past alone, for causal checkpoints, without windows; "kmeans": over
+            the whole file; "auto": online for causal checkpoints.
 
     Raises:
         UserError: a checkpoint is missing or of another kind.
     """
 
-    def __init__(self, checkpoints, window_seconds=10.0, overlap_seconds=2.5, seed=0):
+    def __init__(self, checkpoints, window_seconds=10.0, overlap_seconds=2.5, seed=0, grouping="auto"):
         if not 0 < 2 * overlap_seconds <= window_seconds:
             raise UserError(
                 f"--overlap_seconds {overlap_seconds}: must lie above 0 and be at most half of --window_seconds"
@@ -129,6 +166,10 @@ class Separator:
         frames_per_second = self.sample_rate / self.system.hop_size
         self.window = round(window_seconds * frames_per_second)
         self.step = self.window - round(overlap_seconds * frames_per_second)
+        self.stream = None
+        if grouping == "online" or grouping == "auto" and not self.system.not_causal:
+            self.stream = self.system.stream()
+            self.step = self.window
 
     def __call__(self, waveform, sample_rate):
         """Separates one channel.
@@ -170,6 +211,14 @@ class Separator:
             float32 [talkers, some samples], one after the other as many as there are in `samples`.
         """
         fft_size, hop = self.system.fft_size, self.system.hop_size
+        if self.stream is not None:
+            ends = [start * hop for start in self.window_starts(-(-len(samples) // hop))[1:]]
+            self.stream.reset()
+            for talkers in separate_stream(self.stream, np.split(samples, ends)):
+                if bar is not None:
+                    bar.update(2)
+                yield talkers
+            return
         # Silence around the recording, so that its ends are seen by as many frames as all else.
         lead = fft_size
         frames = -(-(len(samples) + lead) // hop) + 1
@@ -386,10 +435,11 @@ def main(argv):
     inputs = list_inputs(argv[1:])
     for path, _ in inputs:
         wav_info(path)  # refuses by name before anything is done
-    separator = Separator(FLAGS.resume_model, FLAGS.window_seconds, FLAGS.overlap_seconds, FLAGS.seed)
+    separator = Separator(FLAGS.resume_model, FLAGS.window_seconds, FLAGS.overlap_seconds, FLAGS.seed, FLAGS.grouping)
     make_writable_directory(FLAGS.output_dir)
     digests = {system: checkpoint.fingerprint(prefix) for system, prefix in separator.checkpoints.items()}
-    options = {name: FLAGS[name].value for name in ("window_seconds", "overlap_seconds", "seed", "subtype", "channels")}
+    names = ("window_seconds", "overlap_seconds", "seed", "grouping", "subtype", "channels")
+    options = {name: FLAGS[name].value for name in names}
     same = _done(FLAGS.output_dir, digests | options)
     for path, name in inputs:
         info = wav_info(path)
@@ -413,5 +463,8 @@ if __name__ == "__main__":
     flags.DEFINE_enum("subtype", "PCM_16", ["PCM_16", "PCM_24", "PCM_32", "FLOAT"], "sample format of the outputs")
     flags.DEFINE_float("window_seconds", 10.0, "what the networks see at once; memory grows with it", lower_bound=0.1)
     flags.DEFINE_float("overlap_seconds", 2.5, "of neighbouring windows, cross-faded", lower_bound=0.01)
+    flags.DEFINE_enum(
+        "grouping", "auto", ["auto", "online", "kmeans"], "frame by frame (causal checkpoints), or over the whole file"
+    )
     flags.DEFINE_integer("seed", 0, "of the clustering")
     run_script(main)

@@ -1,0 +1,216 @@
+"""Separates a recording while it is made, with a trained causal system: a microphone, a pipe or a file.
+
+    arecord -f S16_LE -r 8000 -t raw | python nn/live.py --resume_model exp/deep_casa/models --output_dir out
+    python nn/live.py --resume_model exp/deep_casa/models --input microphone
+    python nn/live.py --resume_model exp/deep_casa/models --input in.wav --stdout raw | aplay -f FLOAT_LE -c 2 -r 8000
+
+Writes out/live_s1.wav, _s2.wav, ... (named after a file) as the talkers come out; Ctrl-C ends the recording, and what
+came in is separated and kept. What is printed goes to stderr.
+"""
+
+import contextlib
+import os
+import queue
+import signal
+import sys
+import time
+
+import numpy as np
+import soundfile
+from absl import flags
+
+from feat.audio import read_blocks, resample_blocks, wav_info
+from feat.files import UserError, atomic_path, make_writable_directory, run_script
+from nn.separate import DeepCasa, find_checkpoints, separate_stream
+
+FLAGS = flags.FLAGS
+
+FORMATS = {"s16le": ("<i2", 32768.0), "f32le": ("<f4", 1.0)}  # type, full scale
+
+
+# Where samples come from --------------------------------------------------------------------------
+
+
+def raw_blocks(stream, dtype, full_scale, channels, size):
+    """The mean of the channels of raw samples, as they come; a sample that is cut off at the end is dropped."""
+    frame = np.dtype(dtype).itemsize * channels
+    rest = b""
+    # Not `read`, which waits until so many are there.
+    read = getattr(stream, "read1", stream.read)
+    while data := read(size * frame):
+        data = rest + data
+        rest = data[len(data) // frame * frame :]
+        samples = np.frombuffer(data[: len(data) - len(rest)], dtype).reshape(-1, channels)
+        yield samples.mean(axis=1, dtype=np.float32) / np.float32(full_scale)
+
+
+def microphone_blocks(sample_rate, size):
+    """What the default microphone hears, until Ctrl-C."""
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:
+        raise UserError(
+            f"--input microphone: sounddevice cannot be loaded ({error}); pip install 'deep-casa[live]' and PortAudio,"
+            " or pipe raw samples in: --input -"
+        ) from error
+    heard = queue.SimpleQueue()
+    try:
+        with sounddevice.InputStream(
+            sample_rate, size, channels=1, dtype="float32", callback=lambda block, *_: heard.put(block[:, 0].copy())
+        ):
+            while True:
+                yield heard.get()
+    except sounddevice.PortAudioError as error:
+        raise UserError(f"--input microphone: {error}; choose another device or pipe raw samples in: --input -") from error
+
+
+def open_input(name, sample_rate, seconds):
+    """(name of the outputs, rate, blocks) of what --input says."""
+    if name == "microphone":
+        return "live", sample_rate, microphone_blocks(sample_rate, max(1, round(seconds * sample_rate)))
+    raw = name == "-" or os.path.splitext(name)[1].lower() in (".raw", ".pcm")
+    if not raw:
+        info = wav_info(name)
+        return os.path.splitext(os.path.basename(name))[0], info.sample_rate, read_blocks(name, None, seconds)
+    rate = FLAGS.rate or sample_rate
+    if name == "-":
+        stem, stream = "live", sys.stdin.buffer
+    elif not os.path.isfile(name):
+        raise UserError(f"{name}: no such file; give a recording, - for stdin or microphone")
+    else:
+        stem, stream = os.path.splitext(os.path.basename(name))[0], open(name, "rb")
+    return stem, rate, raw_blocks(stream, *FORMATS[FLAGS.format], FLAGS.input_channels, max(1, round(seconds * rate)))
+
+
+# Where talkers go ---------------------------------------------------------------------------------
+
+
+class Outputs:
+    """Wavs of the talkers, whole under their names at the end, and raw samples on stdout.
+
+    Args:
+        stack: contextlib.ExitStack that closes them.
+        paths: of the wavs, one for each talker.
+        stdout: also write float32, talkers interleaved, there.
+    """
+
+    def __init__(self, stack, paths, sample_rate, subtype, stdout):
+        self.files = []
+        self.clip = subtype.startswith("PCM")
+        for path in paths:
+            temporary = stack.enter_context(atomic_path(path))
+            file = soundfile.SoundFile(temporary, "w", sample_rate, 1, subtype, format="WAV")
+            self.files.append(stack.enter_context(file))
+        self.stdout = stdout
+
+    def write(self, talkers):
+        """Takes [talkers, samples]; says whether there still is somebody to read stdout."""
+        for file, samples in zip(self.files, talkers):
+            file.write(np.clip(samples, -1, 1) if self.clip else samples)
+        if self.stdout and talkers.size:
+            try:
+                sys.stdout.buffer.write(np.ascontiguousarray(talkers.T, "<f4").data)
+                sys.stdout.buffer.flush()
+            except BrokenPipeError:
+                # Python would complain once more when it closes stdout.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return False
+        return True
+
+
+class Stopwatch:
+    """A stream, and the seconds that its steps take."""
+
+    def __init__(self, stream):
+        self.stream, self.fft_size, self.flush = stream, stream.fft_size, stream.flush
+        self.spent = self.worst = 0.0
+        self.samples = 0
+
+    def step(self, samples):
+        start = time.perf_counter()
+        talkers = self.stream.step(samples)
+        spent = time.perf_counter() - start
+        self.spent += spent
+        self.samples += len(samples)
+        self.worst = max(self.worst, spent)
+        return talkers
+
+
+class Ending:
+    """Ctrl-C and SIGTERM end the recording: at once while it is waited for, else after the block; twice: leave at once."""
+
+    def __init__(self):
+        self.asked = self.waiting = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number, frame):
+        again, self.asked = self.asked, True
+        if self.waiting or again:
+            raise KeyboardInterrupt(number)
+
+    def until(self, blocks):
+        """The blocks before the end."""
+        while not self.asked:
+            try:
+                self.waiting = True
+                block = next(blocks, None)
+            except KeyboardInterrupt:
+                return
+            finally:
+                self.waiting = False
+            if block is None:
+                return
+            yield block
+
+
+def main(_):
+    if not FLAGS.resume_model:
+        raise UserError("--resume_model is missing: the prefix of each stage's checkpoint, or the folder of both")
+    if FLAGS.stdout == "none" and not FLAGS.output_dir:
+        raise UserError("nowhere to write: give --output_dir FOLDER or --stdout raw")
+    system = DeepCasa(find_checkpoints(FLAGS.resume_model))
+    stream = system.stream()
+    seconds, to_hz = FLAGS.block_seconds, system.sample_rate
+    name, rate, blocks = open_input(FLAGS.input, to_hz, seconds)
+    # Compiled before the first sample comes: the first frame goes alone, the rest together.
+    stream.step(np.zeros(system.fft_size + max(system.hop_size, round(seconds * to_hz)), np.float32))
+    stream.reset()
+    paths = []
+    if FLAGS.output_dir:
+        make_writable_directory(FLAGS.output_dir)
+        paths = [os.path.join(FLAGS.output_dir, f"{name}_s{i + 1}.wav") for i in range(system.talkers)]
+    window_ms, block_ms = 1e3 * system.fft_size / to_hz, 1e3 * seconds
+    print(
+        f"latency {window_ms + block_ms:.1f} ms: window {window_ms:.1f} ms ({system.fft_size} samples), block"
+        f" {block_ms:.1f} ms"
+        + (f"; more for resampling from {rate} to {to_hz} Hz, up to the block and 20 ms" if rate != to_hz else ""),
+        file=sys.stderr,
+        flush=True,
+    )
+    ending, watch = Ending(), Stopwatch(stream)
+    blocks = resample_blocks(ending.until(blocks), rate, to_hz, seconds)
+    with contextlib.ExitStack() as stack:
+        outputs = Outputs(stack, paths, to_hz, FLAGS.subtype, FLAGS.stdout == "raw")
+        for talkers in separate_stream(watch, blocks):
+            if not outputs.write(talkers):
+                ending.asked = True  # nobody reads any more
+    heard = watch.samples / to_hz
+    print(
+        f"{heard:.1f} s, real-time factor {watch.spent / max(heard, 1e-9):.2f}, worst block {1e3 * watch.worst:.0f} ms"
+        + "".join(f", {path}" for path in paths),
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    flags.DEFINE_multi_string("resume_model", [], "checkpoint of a stage (give it for each), or a folder with all")
+    flags.DEFINE_string("input", "-", "-: raw samples from stdin; microphone; a recording; or a file of raw samples, .raw")
+    flags.DEFINE_string("output_dir", "separated", "folder of the talkers' wavs; empty: none")
+    flags.DEFINE_enum("stdout", "none", ["none", "raw"], "raw: float32 little-endian to stdout, talkers interleaved")
+    flags.DEFINE_float("block_seconds", 0.064, "taken at a time; shorter is sooner, longer costs less", 0.001, 60.0)
+    flags.DEFINE_integer("rate", 0, "of raw samples, Hz; 0: that of the checkpoint", lower_bound=0)
+    flags.DEFINE_enum("format", "s16le", list(FORMATS), "of raw samples")
+    flags.DEFINE_integer("input_channels", 1, "of raw samples; their mean is separated", lower_bound=1)
+    flags.DEFINE_enum("subtype", "PCM_16", ["PCM_16", "PCM_24", "PCM_32", "FLOAT"], "sample format of the wavs")
+    run_script(main)
