@@ -6,6 +6,7 @@
     python nn/benchmark.py --measure features                   features, against loops over frames
     python nn/benchmark.py --measure loop                       what the training loop adds to the bare step
     python nn/benchmark.py --measure devices --batch_size 2     two virtual devices against one, on the same threads
+    python nn/benchmark.py --measure streaming --threads 1      can causal Deep CASA keep up, block by block?
 
 Times are medians. CPU seconds are those of the whole process and depend less on what else the machine does.
 """
@@ -29,8 +30,10 @@ from feat.audio import write_pcm16
 from feat.feat_gen import compute_features, generate, settings_from_flags
 from feat.files import run_script, write_text
 from feat.stft import num_frames, num_samples, sqrt_hann
+from models.streaming import StreamingSeparator
 from nn import cost, deep_casa, devices, learning_rate, train
 from nn.optimizers import make_optimizer
+from nn.separate import compile_step
 from nn.seq_group import SequentialGroupingObjective
 from nn.simul_group import SimultaneousGrouping
 from nn.step import TrainStep
@@ -240,12 +243,48 @@ def measure_features(system, settings, batch_size, seconds, repeats):
     }
 
 
+STREAMING_FRAMES = (1, 2, 4, 8, 16, 32)
+
+
+def measure_streaming(system, settings, batch_size, seconds, repeats):
+    """CPU seconds a second of audio, and the worst block as a share of its length, of both causal stages by block size.
+
+    The least of `repeats` runs over `seconds` each.
+    """
+    FLAGS.causal = True
+    stream = StreamingSeparator(
+        deep_casa.make_dense_unet(), deep_casa.make_grouping(), settings.fft_size, settings.hop_size, compile_step
+    )
+    noise = np.random.default_rng(0).standard_normal(settings.fft_size + int(seconds * settings.sample_rate))
+    found = {}
+    for frames in STREAMING_FRAMES:
+        size = frames * settings.hop_size
+        block_seconds = size / settings.sample_rate
+        factors, worst = [], []
+        for _ in range(repeats + 1):  # the first warms up
+            stream.reset()
+            stream.step(noise[: settings.fft_size])
+            marks = [time.process_time()]
+            for start in range(settings.fft_size, len(noise) - size + 1, size):
+                stream.step(noise[start : start + size])
+                marks.append(time.process_time())
+            if len(marks) < 2:
+                break
+            factors.append((marks[-1] - marks[0]) / (len(marks) - 1) / block_seconds)
+            worst.append(np.max(np.diff(marks)) / block_seconds)
+        if factors:
+            found[f"{frames}_frames_real_time_factor"] = min(factors[1:])
+            found[f"{frames}_frames_worst_block"] = float(min(worst[1:]))
+    return found
+
+
 MEASURES = {
     "cost": measure_cost,
     "features": measure_features,
     "input": measure_input,
     "loop": measure_loop,
     "devices": measure_devices,
+    "streaming": measure_streaming,
 }
 
 

@@ -56,6 +56,14 @@ def test_what_is_compared(tmp_path, measure, names):
     assert all(0.05 < ratio < 100 for name, ratio in ratios.items() if "over" in name)
 
 
+def test_streaming_by_block_size(tmp_path):
+    found = report(tmp_path, measure="streaming", **TINY_TCN)["streaming"]
+    sizes = [frames for frames in (1, 2, 4, 8, 16, 32) if frames * TINY["hop_size"] <= 8000 * TINY["seconds"]]
+    names = {f"{frames}_frames_{what}" for frames in sizes for what in ("real_time_factor", "worst_block")}
+    assert set(found) == names
+    assert all(found[f"{n}_frames_worst_block"] >= found[f"{n}_frames_real_time_factor"] / 2 > 0 for n in sizes)
+
+
 @pytest.mark.parametrize(
     "build, parameters",
     [
