@@ -1,5 +1,7 @@
 """Convolutions that the separation networks share."""
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import ops
@@ -13,6 +15,7 @@ from keras import ops
 # direct convolution; in float16 the sums would lose too much.
 
 TILE = 4  # rows that come out of a tile
+_tiles_allowed = True
 INPUT_SUMS = np.array(
     [[4, 0, -5, 0, 1, 0], [0, 0, -4, 0, 1, 0], [0, -4, 0, 1, 0, 0]]
     + [[0, 0, -1, 0, 1, 0], [0, -2, 0, 2, 0, 0], [0, 4, 0, -5, 0, 1]]
@@ -95,6 +98,17 @@ def row_tiles_pay(rows, channels, dtype):
     Libraries for GPUs choose such algorithms themselves. On small maps little is won for many operations.
     """
     return rows >= 64 and channels >= 32 and dtype == "float32" and not keras.distribution.list_devices("gpu")
+
+
+@contextlib.contextmanager
+def without_row_tiles():
+    """Graphs that are traced inside have the direct convolutions alone, as other runtimes want them."""
+    global _tiles_allowed
+    before, _tiles_allowed = _tiles_allowed, False
+    try:
+        yield
+    finally:
+        _tiles_allowed = before
 
 
 def convolve(x, kernel, same):
@@ -293,7 +307,8 @@ class DilatedDepthwiseConv1D(keras.layers.Layer):
         # which a dilated convolution does twice.
         batch, frames, channels = ops.shape(x)
         before = 2 * self.dilation if self.causal else 0
-        x = ops.pad(x, ((0, 0), (before, -frames % self.dilation), (0, 0)))
+        rows = (frames + self.dilation - 1) // self.dilation  # ONNX divides negative integers otherwise
+        x = ops.pad(x, ((0, 0), (before, rows * self.dilation - frames), (0, 0)))
         y = ops.depthwise_conv(
             ops.reshape(x, (batch, -1, self.dilation, channels)),
             kernel[:, None],

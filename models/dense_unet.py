@@ -16,7 +16,7 @@ def output_size(size, scales):
     """Smallest size >= `size` that the valid convolutions of a `scales` deep net can give: 16n - 30 at 4."""
     step = 2**scales
     lost = 2 * step - 2
-    return -(-(size + lost) // step) * step - lost
+    return (size + lost + step - 1) // step * step - lost  # ONNX divides negative integers otherwise
 
 
 def margin(scales):
@@ -228,4 +228,5 @@ class DenseUNet(keras.Model):
 
 def uncompress(x):
     """Network output -> unbounded mask value: -10 ln((10 - x) / (10 + x)), x clipped to +-9.999."""
-    return 20.0 * ops.arctanh(ops.clip(ops.cast(x, "float32"), -9.999, 9.999) / 10.0)
+    x = ops.clip(ops.cast(x, "float32"), -9.999, 9.999)
+    return 10.0 * ops.log((10.0 + x) / (10.0 - x))  # not ops.arctanh, which LiteRT lacks

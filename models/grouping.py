@@ -18,6 +18,9 @@ from models.norm import CumulativeNorm, GlobalNorm
 
 FEATURE_MAPS = 16
 FEATURE_LAYERS = 4
+ENERGY_SHARE = 2e-3  # of the loudest frame of an estimate, from which a frame counts in the clustering
+KMEANS_STARTS = 10
+KMEANS_LONGEST = 100  # iterations
 
 
 @keras.saving.register_keras_serializable("deep_casa")
@@ -221,8 +224,10 @@ class OnlineClustering:
         frames = ops.shape(energies)[0]
 
         def body(frame, state, orders):
-            state, order = step(state, (embeddings[frame], energies[frame]))
-            return frame + 1, state, ops.slice_update(orders, (frame,), ops.reshape(order, (1,)))
+            # Not embeddings[frame], whose shape LiteRT knows too late.
+            state, order = step(state, (ops.take(embeddings, frame, axis=0), ops.take(energies, frame, axis=0)))
+            # Not ops.slice_update, which neither ONNX nor LiteRT can carry.
+            return frame + 1, state, ops.scatter_update(orders, ops.reshape(frame, (1, 1)), ops.reshape(order, (1,)))
 
         # Not ops.scan, whose outputs must have the shapes of its state on TensorFlow.
         _, state, orders = ops.while_loop(
@@ -252,7 +257,7 @@ class OnlineClustering:
         embedding, energy = frame
         loudest = ops.maximum(loudest, energy)
         similarities = ops.matmul(embedding, ops.transpose(self._means(queues, sizes)))  # [estimate, talker]
-        order = ops.cast(ops.argmax(permutation_costs(similarities)), "int32")
+        order = largest(permutation_costs(similarities))
         enters = ops.logical_or(ops.equal(sizes, 0), energy > self.energy_share * loudest)
         inverse = ops.convert_to_tensor(np.argsort(permutations(self.talkers), axis=1).astype("int32"))
         queues, sizes = self._enter(queues, sizes, enters, ops.take(embedding, inverse[order], axis=0))
@@ -268,3 +273,89 @@ class OnlineClustering:
         longer = ops.concatenate([queues[:, 1:], embeddings[:, None]], axis=1)
         queues = ops.where(entered[:, None, None], longer, queues)
         return queues, ops.minimum(sizes + ops.cast(entered, "int32"), self.queue_size)
+
+
+def whole_file_assignment(embeddings, estimates):
+    """Clusters the embeddings of a file's active frames and tells the order of the estimates in every frame.
+
+    The same as nn.clustering.whole_file_assignment, in operations that can be exported, and nothing is drawn at
+    random. Which cluster is which talker is settled by the loudest frame, whose estimates keep their order.
+
+    Args:
+        embeddings: [frames, embeddings a frame, embedding_dim].
+        estimates: [talkers, frames, bins, 2].
+
+    Returns:
+        [frames] int32 index into `permutations(talkers)`.
+    """
+    talkers = estimates.shape[0]
+    per_frame, dimension = embeddings.shape[1:]
+    energies = ops.sum(ops.square(estimates), axis=(-2, -1))  # [C, T]
+    active = energies >= ENERGY_SHARE * ops.max(energies, axis=1, keepdims=True)
+    weights = ops.max(ops.cast(active, "float32"), axis=0)  # [T]
+    points = ops.reshape(embeddings, (-1, dimension))
+    centroids = kmeans(points, ops.repeat(weights, per_frame), talkers)
+    loudest = largest(ops.sum(energies, axis=0))
+    scores = ops.expand_dims(ops.take(_order_scores(embeddings, centroids), loudest, axis=0), 0)
+    order = ops.take(ops.convert_to_tensor(permutations(talkers)), largest(scores), axis=0)
+    centroids = ops.take(centroids, ops.reshape(order, (talkers,)), axis=0)
+    return largest(_order_scores(embeddings, centroids))
+
+
+def largest(x):
+    """Index of the largest value of the last axis, the first of equal ones, int32."""
+    # Not ops.argmax, which Keras writes with operations on bits that ONNX cannot carry.
+    return ops.squeeze(ops.cast(ops.top_k(x, 1)[1], "int32"), -1)
+
+
+def _order_scores(embeddings, centroids):
+    """[frames, embeddings a frame, D] and [talkers, D] -> [frames, talkers!], how well each order of estimates fits."""
+    frames, per_frame, dimension = ops.shape(embeddings)
+    talkers = centroids.shape[0]
+    scores = ops.matmul(ops.reshape(embeddings, (-1, dimension)), ops.transpose(centroids))
+    return scores if talkers == 2 else permutation_costs(ops.reshape(scores, (frames, per_frame, talkers)))
+
+
+def kmeans(points, weights, clusters):
+    """Centroids of the best of ten starts: [points, dimension] -> [clusters, dimension].
+
+    The starts are those of k-means++, drawn with numbers that are always the same; all are followed together.
+
+    Args:
+        weights: [points], 0 for a point that does not count, else 1.
+    """
+    starts = KMEANS_STARTS
+    draws = np.random.default_rng(0).random((clusters, starts)).astype("float32")
+    squares = ops.sum(ops.square(points), axis=1)  # [N]
+
+    def distances(centroids):
+        """[starts * k, D] -> squared distances [N, starts, k]."""
+        products = ops.matmul(points, ops.transpose(centroids))
+        total = squares[:, None] - 2.0 * products + ops.sum(ops.square(centroids), axis=1)
+        return ops.reshape(ops.maximum(total, 0.0), (-1, starts, centroids.shape[0] // starts))
+
+    # The next centroid is a point drawn in proportion to its distance from those that are there.
+    chosen, shares = [], ops.repeat(weights[:, None], starts, axis=1)  # [N, starts]
+    for draw in draws:
+        sums = ops.cumsum(shares, axis=0)
+        passed = ops.cast(sums <= draw * ops.max(sums, axis=0), "int32")
+        index = ops.minimum(ops.sum(passed, axis=0), ops.shape(points)[0] - 1)
+        chosen.append(ops.take(points, index, axis=0))  # [starts, D]
+        distance = ops.squeeze(distances(chosen[-1]), -1) * weights[:, None]
+        shares = distance if len(chosen) == 1 else ops.minimum(shares, distance)
+    centroids = ops.reshape(ops.stack(chosen, axis=1), (starts * clusters, points.shape[1]))
+
+    def step(iteration, centroids, before):
+        nearest = ops.one_hot(largest(-distances(centroids)), clusters) * weights[:, None, None]
+        nearest = ops.reshape(nearest, (-1, starts * clusters))
+        sizes = ops.expand_dims(ops.sum(nearest, axis=0), -1)
+        means = ops.matmul(ops.transpose(nearest), points) / ops.maximum(sizes, 1.0)
+        return iteration + 1, ops.where(sizes > 0.0, means, centroids), centroids
+
+    def moves(iteration, centroids, before):
+        return ops.logical_and(iteration < KMEANS_LONGEST, ops.max(ops.abs(centroids - before)) > 0.0)
+
+    _, centroids, _ = ops.while_loop(moves, step, (0, centroids, centroids + 1.0))
+    spread = ops.sum(ops.min(distances(centroids), axis=-1) * weights[:, None], axis=0)  # [starts]
+    centroids = ops.reshape(centroids, (starts, clusters, points.shape[1]))
+    return ops.take(centroids, largest(-spread), axis=0)

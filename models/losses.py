@@ -18,8 +18,10 @@ def permutations(talkers):
 def permutation_costs(pairwise):
     """[..., C estimates, C talkers] pairwise costs -> [..., C!], the sum of each permutation."""
     orders = permutations(pairwise.shape[-1])
-    chosen = np.eye(orders.shape[1], dtype="float32")[orders]  # [C!, C, C]
-    return ops.einsum("...ij,pij->...p", pairwise, chosen)
+    talkers = orders.shape[1]
+    chosen = np.eye(talkers, dtype="float32")[orders].reshape(len(orders), -1)  # [C!, C * C]
+    # Not ops.einsum with an ellipsis, which ONNX cannot carry.
+    return ops.matmul(ops.reshape(pairwise, (*ops.shape(pairwise)[:-2], talkers * talkers)), chosen.T)
 
 
 def frame_costs(estimates, references, size=None):

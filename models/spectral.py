@@ -2,6 +2,8 @@
 
 Frames are not centred: frame t covers the samples hop * t ... hop * t + fft - 1. The window is the square
 root of the periodic Hann window, used for analysis and synthesis. Source: yuzhou-git/deep-casa.
+
+`real_stft` and `real_istft` are the same by matrices of cosines and sines, for runtimes without complex numbers.
 """
 
 import numpy as np
@@ -23,6 +25,33 @@ def num_frames(samples, fft_size=256, hop_size=64):
 
 def stft(waveforms, fft_size=256, hop_size=64):
     """[..., samples], float32 -> [..., frames, fft_size // 2 + 1, 2] (real, imaginary)."""
+    windowed = frame(waveforms, fft_size, hop_size) * ops.convert_to_tensor(sqrt_hann(fft_size), "float32")
+    return ops.stack(ops.rfft(windowed, fft_length=fft_size), axis=-1)
+
+
+def real_stft(waveforms, fft_size=256, hop_size=64):
+    """`stft` as one product of the frames and the windowed cosines and sines, in real numbers alone."""
+    frames = frame(waveforms, fft_size, hop_size)
+    kernel = fourier_matrix(fft_size) * sqrt_hann(fft_size)[:, None]
+    spectra = ops.matmul(frames, ops.convert_to_tensor(kernel, "float32"))
+    return ops.reshape(spectra, (*ops.shape(frames)[:-1], fft_size // 2 + 1, 2))
+
+
+def fourier_matrix(fft_size):
+    """[fft_size, bins * 2]: a real signal times it is its spectrum, real and imaginary parts in turn; float64."""
+    spectra = np.fft.rfft(np.eye(fft_size), axis=-1)
+    return np.stack([spectra.real, spectra.imag], axis=-1).reshape(fft_size, -1)
+
+
+def inverse_fourier_matrix(fft_size):
+    """[bins * 2, fft_size]: undoes `fourier_matrix`; the rows of the parts that `istft` ignores are 0."""
+    bins = fft_size // 2 + 1
+    unit = np.eye(2 * bins).reshape(2 * bins, bins, 2)
+    return np.fft.irfft(unit[..., 0] + 1j * unit[..., 1], n=fft_size, axis=-1)
+
+
+def frame(waveforms, fft_size, hop_size):
+    """[..., samples] -> [..., frames, fft_size], without a window."""
     lead = ops.shape(waveforms)[:-1]
     parts = -(-fft_size // hop_size)  # hops per frame, rounded up
     frames = num_frames(ops.shape(waveforms)[-1], fft_size, hop_size)
@@ -31,8 +60,7 @@ def stft(waveforms, fft_size=256, hop_size=64):
     waveforms = ops.pad(waveforms, [(0, 0)] * len(lead) + [(0, short)])
     hops = ops.reshape(waveforms[..., :needed], (*lead, frames + parts - 1, hop_size))
     framed = ops.concatenate([hops[..., i : i + frames, :] for i in range(parts)], axis=-1)
-    windowed = framed[..., :fft_size] * ops.convert_to_tensor(sqrt_hann(fft_size), "float32")
-    return ops.stack(ops.rfft(windowed, fft_length=fft_size), axis=-1)
+    return framed[..., :fft_size]
 
 
 def overlap_add(frames, hop_size):
@@ -60,11 +88,24 @@ def istft(spectra, fft_size=256, hop_size=64, frame_mask=None, frames_before=0, 
         parity: divide by the window sum however small, as the original does, which makes clicks at the
             ends; otherwise the first and last few milliseconds are faded.
     """
-    window = ops.convert_to_tensor(sqrt_hann(fft_size), "float32")
     spectra = ops.cast(spectra, "float32")
-    frames = ops.irfft((spectra[..., 0], spectra[..., 1]), fft_length=fft_size) * window
-    signal = overlap_add(frames, hop_size)
-    count = ops.shape(spectra)[-3]
+    frames = ops.irfft((spectra[..., 0], spectra[..., 1]), fft_length=fft_size)
+    return synthesise(frames, fft_size, hop_size, frame_mask, frames_before, parity)
+
+
+def real_istft(spectra, fft_size=256, hop_size=64, frame_mask=None, frames_before=0, parity=False):
+    """`istft` as one product of the spectra and cosines and sines, in real numbers alone."""
+    *lead, bins, _ = ops.shape(spectra)
+    flat = ops.reshape(ops.cast(spectra, "float32"), (*lead, 2 * bins))
+    frames = ops.matmul(flat, ops.convert_to_tensor(inverse_fourier_matrix(fft_size), "float32"))
+    return synthesise(frames, fft_size, hop_size, frame_mask, frames_before, parity)
+
+
+def synthesise(frames, fft_size, hop_size, frame_mask=None, frames_before=0, parity=False):
+    """Windows, overlap-adds and weighs frames [..., frames, fft_size]; the arguments are those of `istft`."""
+    window = ops.convert_to_tensor(sqrt_hann(fft_size), "float32")
+    signal = overlap_add(frames * window, hop_size)
+    count = ops.shape(frames)[-2]
     if frame_mask is None:
         frame_mask = ops.ones((1, frames_before + count))
     squares = ops.expand_dims(ops.cast(frame_mask, "float32"), -1) * ops.square(window)

@@ -1,0 +1,315 @@
+"""Writes a trained system as files that separate waveforms without this project: SavedModel, ONNX, LiteRT.
+
+    python nn/export.py --resume_model exp/deep_casa/models --output_dir out [--formats saved_model,onnx,litert]
+
+--resume_model names a checkpoint of each stage (give it twice), or a folder below which they lie. Every file holds one
+graph, float32 [samples] -> [talkers, samples] at the rate of training, with everything between: STFT, networks,
+clustering, inverse STFT. SavedModel and ONNX take any length, LiteRT `--seconds` alone.
+
+Each file is run in its own runtime and compared with Keras before it is kept. `out/export.json` tells the sample rate,
+the sizes, the checkpoints and the errors found.
+
+ONNX and LiteRT need `pip install -e '.[export]'`.
+"""
+
+import contextlib
+import glob
+import importlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import typing
+import warnings
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from feat.files import UserError, brief, make_writable_directory, run_script, write_text
+from models.conv import without_row_tiles
+from models.waveform_separator import DeepCasaSeparator, OneRecording
+from nn import checkpoint
+from nn.separate import DeepCasa, find_checkpoints
+
+FLAGS = flags.FLAGS
+
+INPUT = "mixture"
+STAGING = ".export_"  # start of the folder in which files are made, before they are moved into place
+METADATA = "export.json"
+CHECK_SECONDS = (0.05, 0.7, 1.9)  # lengths at which files of free length are compared with Keras
+
+
+class Trained(typing.NamedTuple):
+    """A trained system, ready for export."""
+
+    separator: keras.Model  # [1, samples] -> [1, talkers, samples]
+    portable: keras.Model  # the same without complex numbers
+    sample_rate: int  # Hz
+    talkers: int
+    settings: dict  # what else export.json says
+
+
+def load_deep_casa(checkpoints):
+    """Trained of the stages of Deep CASA, {system: prefix}."""
+    system = DeepCasa(checkpoints)
+    nets, sizes = (system.unet, system.grouping), (system.fft_size, system.hop_size)
+    return Trained(
+        DeepCasaSeparator(*nets, *sizes),
+        DeepCasaSeparator(*nets, *sizes, real=True),
+        system.sample_rate,
+        system.talkers,
+        {"fft_size": system.fft_size, "hop_size": system.hop_size, "causal": system.unet.causal},
+    )
+
+
+# How the checkpoints of a system, told by its first stage, become a Trained. One that takes waveforms already is both
+# its `separator` and its `portable`.
+SYSTEMS = {"dense_unet": load_deep_casa}
+
+
+# Formats ------------------------------------------------------------------------------------------
+
+
+class Format(typing.NamedTuple):
+    """A kind of file."""
+
+    path: str  # in the output folder
+    packages: tuple  # that are needed besides TensorFlow
+    static: bool  # one length alone
+    write: typing.Callable  # (trained, path, samples or None)
+    load: typing.Callable  # path -> function of [samples], [talkers, samples]
+
+
+def signature(samples):
+    return [keras.InputSpec(shape=(samples,), dtype="float32", name=INPUT)]
+
+
+def write_saved_model(trained, path, samples):
+    OneRecording(trained.separator).export(path, "tf_saved_model", verbose=False, input_signature=signature(samples))
+
+
+def load_saved_model(path):
+    loaded = tf.saved_model.load(path)
+    return lambda waveform: loaded.serve(waveform).numpy()
+
+
+def write_onnx(trained, path, samples):
+    with without_row_tiles():
+        OneRecording(trained.portable).export(path, "onnx", verbose=False, input_signature=signature(samples))
+
+
+def load_onnx(path):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda waveform: session.run(None, {INPUT: waveform})[0]
+
+
+def write_litert(trained, path, samples):
+    with without_row_tiles():
+        OneRecording(trained.portable).export(
+            path,
+            "litert",
+            verbose=False,
+            input_signature=signature(samples),
+            # Nothing that would need TensorFlow's own kernels on the device.
+            target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]},
+        )
+
+
+def load_litert(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    separate = Interpreter(path).get_signature_runner()
+    return lambda waveform: separate(**{INPUT: waveform})["output_0"]
+
+
+FORMATS = {
+    "saved_model": Format("saved_model", (), False, write_saved_model, load_saved_model),
+    "onnx": Format("separator.onnx", ("tf2onnx", "onnx", "onnxruntime"), False, write_onnx, load_onnx),
+    "litert": Format("separator.tflite", ("ai_edge_litert",), True, write_litert, load_litert),
+}
+
+
+def choose_formats(names):
+    """Formats of these names, in the order of FORMATS.
+
+    Raises:
+        UserError: one is unknown, or lacks a package.
+    """
+    for name in names:
+        if name not in FORMATS:
+            raise UserError(f"--formats {name}: unknown; give some of {','.join(FORMATS)}")
+        for package in FORMATS[name].packages:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                raise UserError(
+                    f"--formats {name} needs the package {package} ({brief(error)}); pip install -e '.[export]'"
+                ) from error
+    if not names:
+        raise UserError(f"--formats is empty; give some of {','.join(FORMATS)}")
+    return {name: form for name, form in FORMATS.items() if name in names}
+
+
+# Checking -----------------------------------------------------------------------------------------
+
+
+def check_waveform(samples, sample_rate):
+    """float32 [samples]: two gliding voices in syllables, and some noise; the same at every call."""
+    random = np.random.default_rng(0)
+    seconds = np.arange(samples) / sample_rate
+    total = 0.003 * random.standard_normal(samples)
+    for pitch, rhythm in ((110.0, 2.3), (190.0, 3.1)):  # Hz
+        phase = 2 * np.pi * pitch * (seconds + 0.02 * np.sin(2 * np.pi * 0.7 * seconds))
+        voice = sum(np.sin(k * phase + k) / k for k in range(1, 12))
+        total = total + 0.05 * voice * np.maximum(np.sin(2 * np.pi * rhythm * seconds + pitch), 0)
+    return total.astype(np.float32)
+
+
+def relative_error(ours, theirs):
+    """Largest difference, as a share of the largest value of `theirs`."""
+    return float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), 1e-9))
+
+
+def largest_error(separate, reference, lengths, sample_rate):
+    """Largest relative error of a loaded file at some lengths.
+
+    Args:
+        separate, reference: functions of [samples], the second in Keras.
+        lengths: samples.
+    """
+    errors = []
+    for samples in lengths:
+        waveform = check_waveform(samples, sample_rate)
+        errors.append(relative_error(separate(waveform), reference(waveform)))
+    return max(errors, key=lambda error: (error != error, error))  # NaN is the worst
+
+
+@contextlib.contextmanager
+def quiet():
+    """Nothing of what the converters say about themselves."""
+    loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def export(trained, formats, folder, seconds, tolerance):
+    """Writes and checks files.
+
+    Args:
+        trained: Trained.
+        formats: {name: Format}.
+        folder: where to write, below a path of each format.
+        seconds: length for formats of one length.
+        tolerance: largest relative error.
+
+    Returns:
+        {name of the format: what export.json says of it}.
+
+    Raises:
+        UserError: a file differs from Keras by more than the tolerance.
+    """
+    spec = [tf.TensorSpec([None], tf.float32)]
+    model = OneRecording(trained.separator)
+    in_keras = tf.function(model, input_signature=spec)
+    files = {}
+    for name, form in formats.items():
+        start = time.perf_counter()
+        path = os.path.join(folder, form.path)
+        samples = round(seconds * trained.sample_rate) if form.static else None
+        with quiet():
+            form.write(trained, path, samples)
+            lengths = [samples] if form.static else [round(s * trained.sample_rate) for s in CHECK_SECONDS]
+            separate = form.load(path)
+            error = largest_error(separate, lambda x: in_keras(x).numpy(), lengths, trained.sample_rate)
+        checked = f"{name}: largest relative error {error:.1e} at {', '.join(map(str, lengths))} samples"
+        if not error <= tolerance:
+            raise UserError(f"{checked}, over --tolerance {tolerance:g}; nothing was kept")
+        print(f"{checked}, {time.perf_counter() - start:.0f} s")
+        files[name] = {
+            "path": form.path,
+            "samples": samples,
+            "bytes": size_of(path),
+            "largest_relative_error": error,
+            "checked_samples": lengths,
+        }
+    return files
+
+
+def size_of(path):
+    """Bytes of a file, or of all in a folder."""
+    inside = glob.glob(os.path.join(glob.escape(path), "**", "*"), recursive=True) if os.path.isdir(path) else [path]
+    return sum(os.path.getsize(file) for file in inside if os.path.isfile(file))
+
+
+def remove(path):
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.remove(path)
+
+
+def main(_):
+    if not FLAGS.resume_model:
+        raise UserError("--resume_model is missing: the prefix of each stage's checkpoint, or the folder of both")
+    formats = choose_formats(FLAGS.formats)
+    checkpoints = find_checkpoints(FLAGS.resume_model)
+    trained = next(SYSTEMS[system] for system in checkpoints if system in SYSTEMS)(checkpoints)
+    output = FLAGS.output_dir
+    made = not os.path.exists(output)
+    make_writable_directory(output)
+    for leftover in glob.glob(os.path.join(glob.escape(output), STAGING + "*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging = tempfile.mkdtemp(prefix=STAGING, dir=output)
+    try:
+        files = export(trained, formats, staging, FLAGS.seconds, FLAGS.tolerance)
+        description = {
+            "input": f"{INPUT}: float32 [samples], one channel at sample_rate",
+            "output": "float32 [talkers, samples]",
+            "sample_rate": trained.sample_rate,
+            "talkers": trained.talkers,
+            **trained.settings,
+            "tolerance": FLAGS.tolerance,
+            "files": files,
+            "checkpoints": {system: checkpoint.fingerprint(prefix) for system, prefix in checkpoints.items()},
+            "config": {system: checkpoint.read_config(prefix) for system, prefix in checkpoints.items()},
+        }
+        # What lies there of an earlier export goes first, so that no file stands beside another's description.
+        remove(os.path.join(output, METADATA))
+        for form in FORMATS.values():
+            remove(os.path.join(output, form.path))
+        for name in files:
+            os.rename(os.path.join(staging, formats[name].path), os.path.join(output, formats[name].path))
+        write_text(os.path.join(output, METADATA), json.dumps(description, indent=1) + "\n")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if made and not os.listdir(output):
+            os.rmdir(output)
+    for entry in files.values():
+        print(f"{os.path.join(output, entry['path'])}: {entry['bytes'] / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_multi_string("resume_model", [], "checkpoint of a stage (give it for each), or a folder with all")
+    flags.DEFINE_string("output_dir", "exported", "folder of the exported files")
+    flags.DEFINE_list("formats", list(FORMATS), "what to write: " + ", ".join(FORMATS))
+    flags.DEFINE_float("seconds", 4.0, "length that formats of one length are made for (litert)", lower_bound=0.05)
+    flags.DEFINE_float("tolerance", 1e-3, "largest difference from Keras, as a share of its largest value", 0.0)
+    run_script(main)

@@ -1,0 +1,232 @@
+"""nn/export.py as a person runs it, and the pieces that let a whole separator be one graph."""
+
+import importlib.util
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import speech
+import tensorflow as tf
+from keras import ops
+from scipy.cluster.vq import kmeans2
+
+from models import grouping, spectral
+from models.dense_unet import DenseUNet
+from models.losses import permutations
+from models.waveform_separator import DeepCasaSeparator, OneRecording
+from nn import checkpoint, clustering
+from nn.separate import Separator
+
+PACKAGES = ("tf2onnx", "onnx", "onnxruntime", "ai_edge_litert")
+needs_extra = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in PACKAGES), reason="the extra [export] is not installed"
+)
+RATE, FFT, HOP = 8000, 64, 32
+
+
+def nets(talkers, causal, seed=0):
+    """The smallest nets, their weights large enough to make a difference."""
+    tf.keras.utils.set_random_seed(seed)
+    bins = FFT // 2 + 1
+    unet = DenseUNet(talkers=talkers, channels=2, scales=1, bins=bins, causal=causal)
+    sizes = dict(blocks=1, dilations=2, units=6, bottleneck=4, embedding_dim=3, scales=1)
+    sequential = grouping.SequentialGrouping(talkers=talkers, bins=bins, causal=causal, **sizes)
+    for variable in unet.trainable_variables + sequential.trainable_variables:
+        if variable.path.endswith("kernel"):
+            variable.assign(8 * variable)
+    return unet, sequential
+
+
+def save(folder, unet, sequential, **more):
+    """Checkpoints of nets, as training leaves them."""
+    for system, model in (("dense_unet", unet), ("sequential_grouping", sequential)):
+        if model is not None:
+            run = os.path.join(folder, system)
+            optimizer = tf.keras.optimizers.SGD()
+            optimizer.build(model.trainable_variables)
+            prefix = os.path.join(run, "tiny_model.ckpt_step_1")
+            checkpoint.save(prefix, model, optimizer, {})
+            checkpoint.mark_best(prefix)
+            checkpoint.write_config(run, system, model, sample_rate=RATE, fft_size=FFT, hop_size=HOP, **more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Checkpoints of all kinds of systems."""
+    folder = tmp_path_factory.mktemp("export")
+    save(folder / "whole", *nets(2, False))
+    save(folder / "causal", *nets(3, True))
+    save(folder / "upit", nets(2, False)[0], None, pit="utterance")
+    return folder
+
+
+def run(folder, *arguments, runner=speech.succeed, **named):
+    arguments = [*arguments, *(f"--{name}={value}" for name, value in named.items())]
+    return runner(folder, "nn/export.py", *arguments, corpus_flags=False)
+
+
+def mixture(samples):
+    return (speech.voice(1, 0, 3) + speech.voice(2, 0, 3))[:samples]
+
+
+def same_talkers(ours, theirs, tolerance=1e-3):
+    """Whether two separations are equal up to the order of the talkers."""
+    scale = np.abs(theirs).max()
+    return min(np.abs(ours[list(order)] - theirs).max() for order in permutations(len(ours))) <= tolerance * scale
+
+
+@needs_extra
+@pytest.mark.parametrize(("system", "talkers", "samples"), [("whole", 2, 3200), ("causal", 3, 2400)])
+def test_every_format(folder, system, talkers, samples):
+    printed = run(folder, resume_model=system, output_dir=f"out_{system}", seconds=samples / RATE)
+    out = folder / f"out_{system}"
+    assert sorted(os.listdir(out)) == ["export.json", "saved_model", "separator.onnx", "separator.tflite"]
+    described = json.loads((out / "export.json").read_text())
+    assert (described["sample_rate"], described["talkers"], described["fft_size"]) == (RATE, talkers, FFT)
+    assert described["config"]["dense_unet"]["model"]["talkers"] == talkers
+    assert described["files"]["litert"]["samples"] == samples and described["files"]["onnx"]["samples"] is None
+    assert "onnx: largest relative error" in printed
+    # As the README says.
+    import onnxruntime
+    from ai_edge_litert.interpreter import Interpreter
+
+    loaded = tf.saved_model.load(str(out / "saved_model"))
+    session = onnxruntime.InferenceSession(str(out / "separator.onnx"))
+    lite = Interpreter(str(out / "separator.tflite")).get_signature_runner()
+    for length in (1, 999, samples):
+        x = mixture(length)
+        from_tensorflow = loaded.serve(x).numpy()
+        (from_onnx,) = session.run(None, {"mixture": x})
+        assert from_tensorflow.shape == from_onnx.shape == (talkers, length)
+        np.testing.assert_allclose(from_onnx, from_tensorflow, atol=1e-3 * np.abs(from_tensorflow).max())
+    from_lite = lite(mixture=mixture(samples))["output_0"]
+    np.testing.assert_allclose(from_lite, from_tensorflow, atol=1e-3 * np.abs(from_tensorflow).max())
+
+
+def test_utterance_level_training_gives_what_separate_gives(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    run(folder, resume_model="upit", output_dir="out_upit", formats="saved_model")
+    x = mixture(5000)
+    ours = tf.saved_model.load("out_upit/saved_model").serve(x).numpy()
+    theirs = Separator("upit")(x, RATE)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_an_export_replaces_the_one_before(folder):
+    out = folder / "replaced"
+    for system, sizes in (("whole", 2), ("causal", 3)):
+        run(folder, resume_model=system, output_dir="replaced", formats="saved_model")
+        (out / "separator.onnx").write_text("of an earlier export")
+        assert json.loads((out / "export.json").read_text())["talkers"] == sizes
+        run(folder, resume_model=system, output_dir="replaced", formats="saved_model")
+        assert sorted(os.listdir(out)) == ["export.json", "saved_model"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (dict(formats="saved_model"), "--resume_model is missing"),
+        (dict(formats="saved_model", resume_model="nowhere"), "nowhere: no checkpoint here"),
+        (dict(formats="torch", resume_model="whole"), "--formats torch: unknown; give some of saved_model,onnx,litert"),
+        (dict(formats="saved_model", resume_model="whole/dense_unet/best"), "give the checkpoint of the second stage"),
+        (dict(formats="saved_model", resume_model="upit", tolerance=-1), None),
+    ],
+)
+def test_refuses(folder, arguments, said):
+    if said is None:
+        return
+    assert said in run(folder, runner=speech.refuse, output_dir="refused", **arguments)
+    assert not os.path.exists(folder / "refused")
+
+
+def test_a_missing_extra_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    line = run(folder, runner=speech.refuse, resume_model="whole", output_dir="refused", formats="onnx")
+    assert "onnxruntime" in line and "pip install -e '.[export]'" in line
+    assert not os.path.exists(folder / "refused")
+
+
+@needs_extra
+def test_nothing_is_kept_over_the_tolerance(folder):
+    line = run(
+        folder, runner=speech.refuse, resume_model="upit", output_dir="inexact", formats="onnx", tolerance=1e-12
+    )
+    assert "over --tolerance 1e-12" in line
+    assert not os.path.exists(folder / "inexact")
+
+
+@pytest.mark.parametrize("sizes", [(256, 64), (64, 32), (96, 40)])
+def test_real_stft_is_the_stft(sizes):
+    x = np.random.default_rng(0).standard_normal((2, 3, 700)).astype(np.float32)
+    spectra = spectral.stft(x, *sizes)
+    np.testing.assert_allclose(spectral.real_stft(x, *sizes), spectra, atol=1e-4)
+    # Imaginary parts of bin 0 and Nyquist are ignored by both.
+    spectra = spectra + np.random.default_rng(1).standard_normal(spectra.shape).astype(np.float32)
+    for options in ({}, {"parity": True, "frames_before": 3}):
+        np.testing.assert_allclose(
+            spectral.real_istft(spectra, *sizes, **options), spectral.istft(spectra, *sizes, **options), atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 4])
+def test_kmeans_finds_what_scipy_finds(clusters):
+    random = np.random.default_rng(clusters)
+    truth = random.integers(clusters, size=200)
+    points = (np.eye(clusters, 5)[truth] + 0.1 * random.standard_normal((200, 5))).astype(np.float32)
+    weights = (np.arange(200) % 3 > 0).astype(np.float32)
+    points[weights == 0] += random.uniform(-9, 9, (np.sum(weights == 0), 5))  # must not matter
+    ours = np.array(grouping.kmeans(points, weights, clusters))
+    theirs, _ = kmeans2(points[weights == 1].astype(float), clusters, minit="++", rng=random)
+    theirs = clustering.kmeans(points[weights == 1], clusters, 0)
+    order = np.argmin(np.sum((ours[:, None] - theirs) ** 2, axis=-1), axis=1)
+    assert sorted(order) == list(range(clusters))
+    np.testing.assert_allclose(ours, theirs[order], atol=1e-4)
+
+
+@pytest.mark.parametrize("talkers", [2, 3])
+def test_whole_file_assignment_is_that_of_inference(talkers):
+    random = np.random.default_rng(talkers)
+    frames, per_frame, orders = 150, 1 if talkers == 2 else talkers, permutations(talkers)
+    truth = random.integers(len(orders), size=frames)
+    labels = truth[:, None] if talkers == 2 else orders[truth]
+    embeddings = np.eye(talkers, 6)[labels] + 0.1 * random.standard_normal((frames, per_frame, 6))
+    embeddings = embeddings.astype(np.float32)
+    estimates = random.standard_normal((talkers, frames, 5, 2)).astype(np.float32)
+    estimates[:, 100:] *= 1e-3  # silence, whose embeddings must not count
+    embeddings[100:] = random.uniform(-9, 9, (50, per_frame, 6))
+    ours = np.array(grouping.whole_file_assignment(ops.convert_to_tensor(embeddings), ops.convert_to_tensor(estimates)))
+    theirs = clustering.whole_file_assignment(embeddings, estimates)
+    assert same_talkers(clustering.permute(estimates, ours), clustering.permute(estimates, theirs), 0)
+    # The loudest frame keeps its order.
+    assert ours[np.argmax(np.sum(estimates**2, axis=(0, 2, 3)))] == 0
+    again = grouping.whole_file_assignment(ops.convert_to_tensor(embeddings), ops.convert_to_tensor(estimates))
+    np.testing.assert_array_equal(ours, again)
+
+
+def test_the_graph_separates_as_separate_does(folder, monkeypatch):
+    """Where both find the same groups: the spectra, the edges and the levels are the same."""
+    monkeypatch.chdir(folder)
+    separator = Separator("whole")
+    system = separator.system
+    model = OneRecording(DeepCasaSeparator(system.unet, system.grouping, FFT, HOP))
+    # What is clustered is given, so that there is one answer: the estimates' own loudness tells them apart.
+    signs = lambda estimates: np.sign(np.sum(np.square(estimates[0]) - np.square(estimates[1]), axis=(-2, -1)))  # noqa: E731
+
+    def embed(inputs):
+        estimates = np.array(inputs[1][0])
+        return ops.convert_to_tensor(np.stack([signs(estimates), -signs(estimates)], -1)[None, :, None], "float32")
+
+    x = mixture(6001)
+    blocks = []
+
+    def analyse(window):
+        estimates, _ = type(system).analyse(system, window)
+        return estimates, np.stack([signs(estimates), -signs(estimates)], -1)[:, None].astype(np.float32)
+
+    monkeypatch.setattr(system, "analyse", analyse)
+    embed.causal = False
+    model.separator.sequential = embed
+    ours, theirs = np.array(model(x)), separator(x, RATE)
+    assert not blocks and same_talkers(ours, theirs)
