@@ -4,6 +4,7 @@ from setuptools import setup
 
 corpus = ["espeakng-loader==0.2.4"]
 demo = ["gradio>=6.31"]
+export = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.31", "ai-edge-litert>=2.3"]
 metrics = ["fast-bss-eval>=0.1.4", "pystoi>=0.4.1"]
 
 setup(
@@ -28,7 +29,8 @@ setup(
     extras_require={
         "corpus": corpus,
         "demo": demo,
+        "export": export,
         "live": ["sounddevice"],
-        "test": ["pytest", "selenium", *corpus, *demo],
+        "test": ["pytest", "selenium", *corpus, *demo, *export],
     },
 )

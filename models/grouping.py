@@ -260,7 +260,7 @@ class OnlineClustering:
         order = largest(permutation_costs(similarities))
         enters = ops.logical_or(ops.equal(sizes, 0), energy > self.energy_share * loudest)
         inverse = ops.convert_to_tensor(np.argsort(permutations(self.talkers), axis=1).astype("int32"))
-        queues, sizes = self._enter(queues, sizes, enters, ops.take(embedding, inverse[order], axis=0))
+        queues, sizes = self._enter(queues, sizes, enters, ops.take(embedding, ops.take(inverse, order, axis=0), axis=0))
         return (queues, sizes, embedding, loudest), order
 
     def _means(self, queues, sizes):

@@ -10,7 +10,6 @@ import pytest
 import speech
 import tensorflow as tf
 from keras import ops
-from scipy.cluster.vq import kmeans2
 
 from models import grouping, spectral
 from models.dense_unet import DenseUNet
@@ -107,21 +106,16 @@ def test_every_format(folder, system, talkers, samples):
 
 def test_utterance_level_training_gives_what_separate_gives(folder, monkeypatch):
     monkeypatch.chdir(folder)
+    os.makedirs("out_upit")
+    for name in ("separator.onnx", "mine.txt"):
+        with open(f"out_upit/{name}", "w", encoding="utf-8") as file:
+            file.write("of an earlier export, and not")
     run(folder, resume_model="upit", output_dir="out_upit", formats="saved_model")
+    assert sorted(os.listdir("out_upit")) == ["export.json", "mine.txt", "saved_model"]
     x = mixture(5000)
-    ours = tf.saved_model.load("out_upit/saved_model").serve(x).numpy()
-    theirs = Separator("upit")(x, RATE)
+    loaded = tf.saved_model.load("out_upit/saved_model")
+    ours, theirs = loaded.serve(x).numpy(), Separator("upit")(x, RATE)
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
-
-
-def test_an_export_replaces_the_one_before(folder):
-    out = folder / "replaced"
-    for system, sizes in (("whole", 2), ("causal", 3)):
-        run(folder, resume_model=system, output_dir="replaced", formats="saved_model")
-        (out / "separator.onnx").write_text("of an earlier export")
-        assert json.loads((out / "export.json").read_text())["talkers"] == sizes
-        run(folder, resume_model=system, output_dir="replaced", formats="saved_model")
-        assert sorted(os.listdir(out)) == ["export.json", "saved_model"]
 
 
 @pytest.mark.parametrize(
@@ -131,12 +125,9 @@ def test_an_export_replaces_the_one_before(folder):
         (dict(formats="saved_model", resume_model="nowhere"), "nowhere: no checkpoint here"),
         (dict(formats="torch", resume_model="whole"), "--formats torch: unknown; give some of saved_model,onnx,litert"),
         (dict(formats="saved_model", resume_model="whole/dense_unet/best"), "give the checkpoint of the second stage"),
-        (dict(formats="saved_model", resume_model="upit", tolerance=-1), None),
     ],
 )
 def test_refuses(folder, arguments, said):
-    if said is None:
-        return
     assert said in run(folder, runner=speech.refuse, output_dir="refused", **arguments)
     assert not os.path.exists(folder / "refused")
 
@@ -178,7 +169,6 @@ def test_kmeans_finds_what_scipy_finds(clusters):
     weights = (np.arange(200) % 3 > 0).astype(np.float32)
     points[weights == 0] += random.uniform(-9, 9, (np.sum(weights == 0), 5))  # must not matter
     ours = np.array(grouping.kmeans(points, weights, clusters))
-    theirs, _ = kmeans2(points[weights == 1].astype(float), clusters, minit="++", rng=random)
     theirs = clustering.kmeans(points[weights == 1], clusters, 0)
     order = np.argmin(np.sum((ours[:, None] - theirs) ** 2, axis=-1), axis=1)
     assert sorted(order) == list(range(clusters))
@@ -206,27 +196,31 @@ def test_whole_file_assignment_is_that_of_inference(talkers):
 
 
 def test_the_graph_separates_as_separate_does(folder, monkeypatch):
-    """Where both find the same groups: the spectra, the edges and the levels are the same."""
-    monkeypatch.chdir(folder)
-    separator = Separator("whole")
+    """Where the clusters are clear both give the same talkers: the same spectra, edges and levels."""
+    separator = Separator(str(folder / "whole"))
     system = separator.system
-    model = OneRecording(DeepCasaSeparator(system.unet, system.grouping, FFT, HOP))
-    # What is clustered is given, so that there is one answer: the estimates' own loudness tells them apart.
-    signs = lambda estimates: np.sign(np.sum(np.square(estimates[0]) - np.square(estimates[1]), axis=(-2, -1)))  # noqa: E731
 
-    def embed(inputs):
-        estimates = np.array(inputs[1][0])
-        return ops.convert_to_tensor(np.stack([signs(estimates), -signs(estimates)], -1)[None, :, None], "float32")
-
-    x = mixture(6001)
-    blocks = []
+    def embed(estimates):
+        """One of two embeddings for each frame, from the louder estimate; they stand for a well-trained net's."""
+        louder = ops.sum(ops.square(estimates[:, 0]) - ops.square(estimates[:, 1]), axis=(-2, -1)) > 0
+        return ops.cast(ops.stack([louder, ops.logical_not(louder)], axis=-1), "float32")[:, :, None]
 
     def analyse(window):
         estimates, _ = type(system).analyse(system, window)
-        return estimates, np.stack([signs(estimates), -signs(estimates)], -1)[:, None].astype(np.float32)
+        return estimates, np.array(embed(estimates[None])[0])
 
     monkeypatch.setattr(system, "analyse", analyse)
-    embed.causal = False
-    model.separator.sequential = embed
-    ours, theirs = np.array(model(x)), separator(x, RATE)
-    assert not blocks and same_talkers(ours, theirs)
+    model = DeepCasaSeparator(system.unet, system.grouping, FFT, HOP)
+    model.sequential = ClearGrouping(embed)
+    x = mixture(6001)
+    assert same_talkers(np.array(OneRecording(model)(x)), separator(x, RATE))
+
+
+class ClearGrouping:
+    causal = False
+
+    def __init__(self, embed):
+        self.embed = embed
+
+    def __call__(self, inputs):
+        return self.embed(inputs[1])
