@@ -142,7 +142,7 @@ def test_a_missing_extra_is_named(folder, monkeypatch):
 @needs_extra
 def test_nothing_is_kept_over_the_tolerance(folder):
     line = run(
-        folder, runner=speech.refuse, resume_model="upit", output_dir="inexact", formats="onnx", tolerance=1e-12
+        folder, runner=speech.refuse, resume_model="upit", output_dir="inexact", formats="litert", tolerance=1e-12
     )
     assert "over --tolerance 1e-12" in line
     assert not os.path.exists(folder / "inexact")
