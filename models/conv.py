@@ -15,7 +15,7 @@ from keras import ops
 # direct convolution; in float16 the sums would lose too much.
 
 TILE = 4  # rows that come out of a tile
-_tiles_allowed = True
+_portable = False
 INPUT_SUMS = np.array(
     [[4, 0, -5, 0, 1, 0], [0, 0, -4, 0, 1, 0], [0, -4, 0, 1, 0, 0]]
     + [[0, 0, -1, 0, 1, 0], [0, -2, 0, 2, 0, 0], [0, 4, 0, -5, 0, 1]]
@@ -101,14 +101,19 @@ def row_tiles_pay(rows, channels, dtype):
 
 
 @contextlib.contextmanager
-def without_row_tiles():
-    """Graphs that are traced inside have the direct convolutions alone, as other runtimes want them."""
-    global _tiles_allowed
-    before, _tiles_allowed = _tiles_allowed, False
+def portable_graphs():
+    """What is traced inside does without row tiles and operations that ONNX or LiteRT lack; see `portable`."""
+    global _portable
+    before, _portable = _portable, True
     try:
         yield
     finally:
-        _tiles_allowed = before
+        _portable = before
+
+
+def portable():
+    """Whether a graph for other runtimes is being traced."""
+    return _portable
 
 
 def convolve(x, kernel, same):

@@ -8,7 +8,7 @@ Separation" (TASLP 27, 2019) and "Causal Deep CASA for Monaural Talker-Independe
 import keras
 from keras import ops
 
-from models.conv import DenseConv2D, FrequencyMapping, UpConv2D, row_tiles, row_tiles_pay
+from models.conv import DenseConv2D, FrequencyMapping, UpConv2D, portable, row_tiles, row_tiles_pay
 from models.norm import GlobalNorm, batch_norm
 
 
@@ -229,4 +229,10 @@ class DenseUNet(keras.Model):
 def uncompress(x):
     """Network output -> unbounded mask value: -10 ln((10 - x) / (10 + x)), x clipped to +-9.999."""
     x = ops.clip(ops.cast(x, "float32"), -9.999, 9.999)
-    return 10.0 * ops.log((10.0 + x) / (10.0 - x))  # not ops.arctanh, which LiteRT lacks
+    if not portable():
+        return 20.0 * ops.arctanh(x / 10.0)
+    # LiteRT lacks arctanh, and the logarithm alone would round small values away: their series.
+    y = x / 10.0
+    square = ops.square(y)
+    series = 20.0 * y * (1.0 + square * (1 / 3 + square * (1 / 5 + square * (1 / 7 + square / 9))))
+    return ops.where(square < 0.01, series, 10.0 * ops.log((10.0 + x) / (10.0 - x)))

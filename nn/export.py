@@ -31,7 +31,7 @@ import tensorflow as tf
 from absl import flags
 
 from feat.files import UserError, brief, make_writable_directory, run_script, write_text
-from models.conv import without_row_tiles
+from models.conv import portable_graphs
 from models.waveform_separator import DeepCasaSeparator, OneRecording
 from nn import checkpoint
 from nn.separate import DeepCasa, find_checkpoints
@@ -99,7 +99,7 @@ def load_saved_model(path):
 
 
 def write_onnx(trained, path, samples):
-    with without_row_tiles():
+    with portable_graphs():
         OneRecording(trained.portable).export(path, "onnx", verbose=False, input_signature=signature(samples))
 
 
@@ -111,7 +111,7 @@ def load_onnx(path):
 
 
 def write_litert(trained, path, samples):
-    with without_row_tiles():
+    with portable_graphs():
         OneRecording(trained.portable).export(
             path,
             "litert",

@@ -12,7 +12,8 @@ import tensorflow as tf
 from keras import ops
 
 from models import grouping, spectral
-from models.dense_unet import DenseUNet
+from models.conv import portable_graphs
+from models.dense_unet import DenseUNet, uncompress
 from models.losses import permutations
 from models.waveform_separator import DeepCasaSeparator, OneRecording
 from nn import checkpoint, clustering
@@ -159,6 +160,14 @@ def test_real_stft_is_the_stft(sizes):
         np.testing.assert_allclose(
             spectral.real_istft(spectra, *sizes, **options), spectral.istft(spectra, *sizes, **options), atol=1e-3
         )
+
+
+def test_portable_masks_are_the_masks():
+    x = np.concatenate([np.geomspace(1e-6, 9.9, 500), -np.geomspace(1e-6, 9.9, 500)]).astype(np.float32)
+    with portable_graphs():
+        ours = np.array(uncompress(x))
+    np.testing.assert_allclose(ours, 20 * np.arctanh(x.astype(float) / 10), rtol=1e-5)
+    np.testing.assert_allclose(np.array(uncompress(x)), ours, rtol=1e-5)
 
 
 @pytest.mark.parametrize("clusters", [2, 3, 4])
