@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from models.conv import portable
+
 
 class ScaledNorm(keras.layers.Layer):
     """Base of norms that end in a scale (gamma) and an offset (beta) per channel, the last axis."""
@@ -31,10 +33,23 @@ class GlobalNorm(ScaledNorm):
         super().__init__(epsilon, **kwargs)
 
     def call(self, x):
-        mean, variance = ops.moments(x, axes=list(range(1, x.ndim)), keepdims=True)
+        axes = list(range(1, x.ndim))
+        if portable():
+            # Axis by axis, because ONNX Runtime sums millions of values one after the other, in float32.
+            mean = mean_by_axis(x, axes)
+            variance = mean_by_axis(ops.square(x - mean), axes)
+        else:
+            mean, variance = ops.moments(x, axes=axes, keepdims=True)
         # Two passes over x instead of four: (x - mean) / std * gamma + beta, multiplied out.
         scale = self.gamma * ops.rsqrt(variance + self.epsilon)
         return x * scale + (self.beta - mean * scale)
+
+
+def mean_by_axis(x, axes):
+    """Mean over axes, which are kept with size 1, one after the other."""
+    for axis in axes:
+        x = ops.mean(x, axis=axis, keepdims=True)
+    return x
 
 
 @keras.saving.register_keras_serializable("deep_casa")
