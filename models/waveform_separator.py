@@ -13,8 +13,8 @@ class DeepCasaSeparator(keras.Model):
     Call: [1, samples] -> [1, talkers, samples], float32, at the rate of training; one recording at a time, because
     the frames of a recording are clustered together. It computes what nn.separate.Separator does for a recording
     that is no longer than its window: STFT with silence around the recording, Dense-UNet, embeddings, clustering,
-    permutation, inverse STFT. The whole recording is clustered at once, or, if the second stage is causal, frame by
-    frame from the past. The order of the talkers is arbitrary, as always.
+    permutation, inverse STFT. The whole recording is clustered at once. A causal system sees no silence before the
+    recording and clusters frame by frame from the past. The order of the talkers is arbitrary, as always.
 
     Args:
         unet: DenseUNet.
@@ -31,7 +31,7 @@ class DeepCasaSeparator(keras.Model):
         self.hop_size = hop_size
         self.real = real
         self.talkers = unet.talkers
-        self.online = grouping.OnlineClustering(self.talkers)
+        self.causal = all(net.causal for net in (unet, sequential) if net is not None)
         self.built = True  # as its nets are
 
     def call(self, waveforms):
@@ -40,7 +40,7 @@ class DeepCasaSeparator(keras.Model):
         )
         samples = ops.shape(waveforms)[1]
         # Silence around the recording, so that its ends are seen by as many frames as all else.
-        lead = self.fft_size
+        lead = 0 if self.causal else self.fft_size
         frames = (samples + lead + self.hop_size - 1) // self.hop_size + 1
         behind = (frames - 1) * self.hop_size + self.fft_size - lead - samples
         mixture = stft(ops.pad(waveforms, ((0, 0), (lead, behind))), self.fft_size, self.hop_size)
@@ -60,14 +60,11 @@ class DeepCasaSeparator(keras.Model):
             estimates: [talkers, frames, bins, 2].
             embeddings: [frames, embeddings a frame, embedding_dim].
         """
-        if not self.sequential.causal:
+        if not self.causal:
             return grouping.whole_file_assignment(embeddings, estimates)
-        # The queues open at the first whole frame of the recording, as they would without the silence before it.
-        first = -(-self.fft_size // self.hop_size)
+        online = grouping.OnlineClustering(self.talkers)
         energies = ops.sum(ops.square(mixture), axis=(-2, -1))
-        state = self.online.initial_state(self.sequential.embedding_dim)
-        _, orders = self.online.assign(state, embeddings[first:], energies[first:])
-        return ops.concatenate([ops.repeat(orders[:1], first), orders])
+        return online.assign(online.initial_state(self.sequential.embedding_dim), embeddings, energies)[1]
 
     def get_config(self):
         nets = {"unet": self.unet, "sequential": self.sequential}

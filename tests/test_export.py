@@ -105,6 +105,14 @@ def test_every_format(folder, system, talkers, samples):
     np.testing.assert_allclose(from_lite, from_tensorflow, atol=1e-3 * np.abs(from_tensorflow).max())
 
 
+def test_causal_gives_what_separate_gives(folder):
+    separator = Separator(str(folder / "causal"))
+    x = mixture(5001)
+    model = DeepCasaSeparator(separator.system.unet, separator.system.grouping, FFT, HOP)
+    ours, theirs = np.array(OneRecording(model)(x)), separator(x, RATE)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+
+
 def test_utterance_level_training_gives_what_separate_gives(folder, monkeypatch):
     monkeypatch.chdir(folder)
     os.makedirs("out_upit")
