@@ -179,7 +179,8 @@ case ${1:-} in
   test)
     shift
     install test
-    exec .venv/bin/python -m pytest "$@"
+    # A process for each core; the tests of a file stay together, as they share what is slow to make.
+    exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile "$@"
     ;;
   *) fail "usage: ./run.sh deep_casa [flags...] | ./run.sh test [pytest arguments...]" ;;
 esac

@@ -31,6 +31,6 @@ setup(
         "demo": demo,
         "export": export,
         "live": ["sounddevice"],
-        "test": ["pytest", "selenium", *corpus, *demo, *export],
+        "test": ["pytest", "pytest-xdist", "selenium", *corpus, *demo, *export],
     },
 )

@@ -50,7 +50,10 @@ class DeepCasaSeparator(keras.Model):
             assignment = self.assign(mixture[0], estimates[0], embeddings)
             estimates = losses.permute_frames(estimates, ops.expand_dims(assignment, 0))
         talkers = istft(estimates, self.fft_size, self.hop_size)
-        return ops.slice(talkers, (0, 0, lead), (1, self.talkers, samples))
+        talkers = ops.slice(talkers, (0, 0, lead), (1, self.talkers, samples))
+        # Each talker gets an equal part of what is missing for their sum to be the mixture.
+        missing = ops.expand_dims(waveforms, 1) - ops.sum(talkers, axis=1, keepdims=True)
+        return talkers + missing / self.talkers
 
     def assign(self, mixture, estimates, embeddings):
         """Order of the estimates in every frame, [frames], index into `permutations(talkers)`.

@@ -15,6 +15,7 @@ block to block instead, as nn/live.py does (--grouping online).
 import glob
 import json
 import os
+import sys
 import tempfile
 
 import numpy as np
@@ -35,6 +36,7 @@ FLAGS = flags.FLAGS
 
 EXTENSIONS = tuple("." + name.lower() for name in soundfile.available_formats()) + (".aif", ".oga", ".opus")
 BLOCK_SECONDS = 10.0  # read and written at a time
+LEAST_SECONDS = 0.02  # of a recording
 
 
 class DeepCasa:
@@ -122,20 +124,29 @@ def compile_step(step, state, frames):
     return tf.function(step, input_signature=[spec, tf.TensorSpec([None, *frames.shape[1:]], tf.float32)])
 
 
+def add_up(talkers, mixture):
+    """Talkers [talkers, samples] that sum to the mixture [samples]: each gets an equal part of what is missing.
+
+    Source: Wisdom et al., "Differentiable consistency constraints for improved deep speech enhancement", 2019, eq. 6.
+    """
+    return (talkers + (mixture - talkers.sum(axis=0)) / len(talkers)).astype(np.float32)
+
+
 def separate_stream(stream, blocks):
     """Yields the talkers, [talkers, some samples], of blocks [samples] as they come; as many samples as came in.
 
     Args:
         stream: StreamingSeparator.
     """
-    missing = 0
+    waiting = np.zeros(0, np.float32)  # samples whose talkers are still to come
     for block in blocks:
         talkers = stream.step(block)
-        missing += len(block) - talkers.shape[1]
-        yield talkers
+        waiting = np.concatenate([waiting, block])
+        ready, waiting = np.split(waiting, [talkers.shape[1]])
+        yield add_up(talkers, ready)
     # Silence behind the recording, so that all of it lies in whole windows.
     last = stream.step(np.zeros(stream.fft_size, np.float32)), stream.flush()
-    yield np.concatenate(last, axis=1)[:, :missing]
+    yield add_up(np.concatenate(last, axis=1)[:, : len(waiting)], waiting)
 
 
 class Separator:
@@ -208,7 +219,7 @@ class Separator:
             bar: progress bar, to be told of every window twice.
 
         Yields:
-            float32 [talkers, some samples], one after the other as many as there are in `samples`.
+            float32 [talkers, some samples], one after the other as many as there are in `samples`, to which they sum.
         """
         fft_size, hop = self.system.fft_size, self.system.hop_size
         if self.stream is not None:
@@ -236,7 +247,7 @@ class Separator:
                 bar.update()
         spool.seek(0)
         orders = grouped.orders() if self.system.grouping is not None else None
-        written, kept, kept_from = 0, None, 0
+        kept, kept_from = None, 0
         for i, start in enumerate(starts):
             estimates = np.frombuffer(spool.read(4 * int(np.prod(shape))), np.float32).reshape(shape)
             order = np.zeros(shape[1], np.int64) if orders is None else orders[i]
@@ -247,9 +258,9 @@ class Separator:
             begin = start * hop
             end = starts[i + 1] * hop if i + 1 < len(starts) else begin + signals.shape[1]
             kept, kept_from = signals[:, end - begin :], end
-            first, last = max(begin, lead), min(end, lead + len(samples))
-            yield signals[:, first - begin : max(last, first) - begin].astype(np.float32)
-            written += max(last - first, 0)
+            first = max(begin, lead)
+            last = max(first, min(end, lead + len(samples)))
+            yield add_up(signals[:, first - begin : last - begin], samples[first - lead : last - lead])
             if bar is not None:
                 bar.update()
 
@@ -357,20 +368,29 @@ def separate_file(separator, path, outputs, subtype="PCM_16", show=progress):
 
     Returns:
         the factor by which the outputs were made quieter, 1 mostly.
+
+    Raises:
+        UserError: the recording is shorter than LEAST_SECONDS, silent, or broken; nothing was written.
     """
     info = wav_info(path)
+    if info.seconds < LEAST_SECONDS:
+        raise UserError(
+            f"{path}: {info.frames} samples, {1e3 * info.seconds:.1f} ms; nothing below {1e3 * LEAST_SECONDS:.0f} ms"
+            " can be separated, give a longer recording"
+        )
     channels = list(dict.fromkeys(channel for channel, _ in outputs))
     seconds = info.frames / info.sample_rate
     with tempfile.TemporaryDirectory() as folder:
         one = seconds * separator.sample_rate * 4
         spectra = one * 2 * separator.talkers * separator.system.fft_size / separator.system.hop_size * 1.4
         require_free_bytes(folder, int(spectra + one * (2 + separator.talkers * len(channels))), f"parts of {path}")
-        parts, peak = {}, 0.0
+        parts, peak, heard = {}, 0.0, False
         for channel in channels:
             mixture = os.path.join(folder, "mixture")
             blocks = read_blocks(path, channel, BLOCK_SECONDS)
             _write_raw(mixture, resample_blocks(blocks, info.sample_rate, separator.sample_rate))
             samples = np.memmap(mixture, np.float32, "r")
+            heard = heard or any(samples[i : i + 2**20].any() for i in range(0, len(samples), 2**20))
             files = [os.path.join(folder, f"{channel}_{talker}") for talker in range(separator.talkers)]
             frames = -(-(len(samples) + separator.system.fft_size) // separator.system.hop_size) + 1
             with (
@@ -385,6 +405,8 @@ def separate_file(separator, path, outputs, subtype="PCM_16", show=progress):
                 for stream in streams:
                     stream.close()
             parts |= {(channel, talker): file for talker, file in enumerate(files)}
+        if not heard:
+            raise UserError(f"{path}: silent, every sample is 0; check how it was recorded")
         factor = 1 / peak if peak > 1 and subtype.startswith("PCM") else 1.0
         for key, output in outputs.items():
             blocks = resample_blocks(_read_raw(parts[key]), separator.sample_rate, info.sample_rate)
@@ -433,25 +455,38 @@ def main(argv):
     if not FLAGS.resume_model:
         raise UserError("--resume_model is missing: the prefix of each stage's checkpoint, or the folder of both")
     inputs = list_inputs(argv[1:])
-    for path, _ in inputs:
-        wav_info(path)  # refuses by name before anything is done
     separator = Separator(FLAGS.resume_model, FLAGS.window_seconds, FLAGS.overlap_seconds, FLAGS.seed, FLAGS.grouping)
     make_writable_directory(FLAGS.output_dir)
     digests = {system: checkpoint.fingerprint(prefix) for system, prefix in separator.checkpoints.items()}
     names = ("window_seconds", "overlap_seconds", "seed", "grouping", "subtype", "channels")
     options = {name: FLAGS[name].value for name in names}
     same = _done(FLAGS.output_dir, digests | options)
+    failed = 0
     for path, name in inputs:
-        info = wav_info(path)
-        channels = [None] if FLAGS.channels == "mean" or info.channels == 1 else range(info.channels)
-        outputs = output_paths(FLAGS.output_dir, name, separator.talkers, channels)
-        if same and all(os.path.exists(output) for output in outputs.values()):
-            print(f"{path}: separated already")
-            continue
-        factor = separate_file(separator, path, outputs, FLAGS.subtype)
-        print(f"{path}: {info.seconds:.1f} s, {', '.join(outputs.values())}")
-        if factor < 1:
-            print(f"{path}: its parts were made quieter by {-20 * np.log10(factor):.1f} dB, together, to fit {FLAGS.subtype}")
+        try:
+            print(_separate(separator, path, name, same))
+        except UserError as error:
+            if len(inputs) == 1:
+                raise
+            failed += 1
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    if failed:
+        raise UserError(f"{failed} of {len(inputs)} recordings were not separated; the others lie in {FLAGS.output_dir}")
+
+
+def _separate(separator, path, name, same):
+    """Separates a recording unless that was done (`same`: with these options); says what was written."""
+    info = wav_info(path)
+    channels = [None] if FLAGS.channels == "mean" or info.channels == 1 else range(info.channels)
+    outputs = output_paths(FLAGS.output_dir, name, separator.talkers, channels)
+    if same and all(os.path.exists(output) for output in outputs.values()):
+        return f"{path}: separated already"
+    factor = separate_file(separator, path, outputs, FLAGS.subtype)
+    lines = [f"{path}: {info.seconds:.1f} s, {', '.join(outputs.values())}"]
+    if factor < 1:
+        quieter = -20 * np.log10(factor)
+        lines.append(f"{path}: its parts were made quieter by {quieter:.1f} dB, together, to fit {FLAGS.subtype}")
+    return "\n".join(lines)
 
 
 main.takes_arguments = True

@@ -92,6 +92,14 @@ def test_in_python_the_same(inside):
         np.testing.assert_allclose(soundfile.read(f"same/same_s{i + 1}.wav")[0], talker, atol=1e-5)
 
 
+def test_the_talkers_sum_to_the_recording(inside):
+    samples = recording(1.3, 8000)[:, 0]
+    for windows in ({}, dict(window_seconds=0.4, overlap_seconds=0.1)):
+        talkers = Separator(EXP, **windows)(samples, 8000)
+        np.testing.assert_allclose(talkers.sum(axis=0), samples, atol=1e-6)
+        assert np.abs(talkers[0] - talkers[1]).max() > 0.01
+
+
 def test_a_folder_each_channel_and_again(inside):
     os.makedirs("in/deep", exist_ok=True)
     soundfile.write("in/a.wav", recording(0.3, 8000), 8000)
@@ -147,11 +155,40 @@ def test_refuses(inside, arguments, named, said):
     assert said in separate(inside, *arguments, succeeds=False, output_dir="refused", **named)
 
 
-def test_a_file_that_is_cut_short(inside):
-    soundfile.write("cut.wav", recording(1.0, 8000), 8000)
-    shutil.copy("cut.wav", "whole.wav")
-    os.truncate("cut.wav", 8000)
-    assert "cut.wav" in separate(inside, "whole.wav", "cut.wav", succeeds=False, output_dir="cut")
+BAD = {
+    "cut": "truncated",
+    "empty": "empty (0 bytes)",
+    "no_samples": "holds 0 samples",
+    "one": "1 samples, 0.1 ms; nothing below 20 ms can be separated",
+    "zeros": "silent, every sample is 0",
+    "nan": "NaN or infinite",
+    "folder": "a folder, not an audio file",
+}
+
+
+def test_bad_recordings_are_named_and_the_others_done(inside):
+    os.makedirs("bad", exist_ok=True)
+    good = recording(0.5, 300_000, 7)
+    samples = {"no_samples": [], "one": [0.1], "zeros": np.zeros(999), "nan": [0, np.nan] * 99}
+    for name, signal in samples.items():
+        soundfile.write(f"bad/{name}.wav", np.asarray(signal, float), 8000, subtype="FLOAT")
+    soundfile.write("bad/good.wav", good, 300_000)
+    shutil.copy("bad/good.wav", "bad/cut.wav")
+    os.truncate("bad/cut.wav", 8000)
+    open("bad/empty.wav", "w").close()
+    os.makedirs("bad/folder.wav", exist_ok=True)
+    done = speech.run_here(
+        inside, "nn/separate.py", f"--resume_model={EXP}", "bad", "--output_dir=bad_out", corpus_flags=False
+    )
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{len(BAD)} of {len(BAD) + 1} recordings were not separated" in errors.pop()
+    for name, said in BAD.items():
+        (line,) = [line for line in errors if f"bad/{name}.wav: " in line]
+        assert said in line
+    assert sorted(os.listdir("bad_out")) == ["good_s1.wav", "good_s2.wav", "separate.json"]
+    assert soundfile.info("bad_out/good_s1.wav").frames == len(good)
+    assert BAD["zeros"] in separate(inside, "bad/zeros.wav", succeeds=False, output_dir="bad_out")
 
 
 def test_blocks_of_a_file(inside):
