@@ -137,7 +137,8 @@ def mixture_paths(data_folder, set_name, name, talkers=2, sample_rate=8000, mode
 def parts_of_name(name, talkers):
     """Utterances in the name of a mixture: "01to030v_0.76_20ga010m_-0.76" -> ["01to030v", "20ga010m"]."""
     number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-    match = re.fullmatch("_".join(rf"(.+?)_{number}" for _ in range(talkers)), name)
+    # Greedy: in "m01_00_0.5_f02_03_-0.5" the first gain is 0.5, not the number of the utterance.
+    match = re.fullmatch("_".join(rf"(.+)_{number}" for _ in range(talkers)), name)
     if match is None:
         raise UserError(
             f"{name}: not a name like utterance_gain_utterance_gain, so its talkers are unknown;"

@@ -101,6 +101,8 @@ def test_where_the_wavs_of_a_name_lie():
 def test_talkers_are_read_off_the_names():
     assert lists.parts_of_name("01to030v_0.76421_20ga010m_-0.76421", 2) == ["01to030v", "20ga010m"]
     assert lists.parts_of_name("a_1_b_-2.5e-05_c_0", 3) == ["a", "b", "c"]
+    assert lists.parts_of_name("m01_00_0.5_f02_03_-0.5", 2) == ["m01_00", "f02_03"]
+    assert lists.parts_of_name("m01_00_1_f02_03_-1.5_m03_7_0.25", 3) == ["m01_00", "f02_03", "m03_7"]
     assert [lists.talker_of(x) for x in ("01to030v", "1089-134686-0000", "t3-tr1")] == ["01t", "1089", "t3"]
     with pytest.raises(UserError, match="leave --dynamic_mixing out"):
         lists.parts_of_name("no gains here", 2)
