@@ -32,8 +32,13 @@ class UserError(Exception):
 
 
 def brief(error):
-    """First line of an error of TensorFlow, without the names of nodes in it."""
-    line = (getattr(error, "message", "") or str(error)).splitlines()[0]
+    """First line of an error of TensorFlow, without the names of nodes in it; of a graph's, what the operation said."""
+    lines = (getattr(error, "message", "") or str(error)).splitlines() or [""]
+    line = lines[0]
+    if line.startswith("Graph execution error"):
+        # Where the operation was made comes first, what it said behind.
+        said = [line for line in lines[1:] if line and not line.startswith((" ", "\t", "Detected at"))]
+        line = said[-1] if said else line
     return re.sub(r"\{\{.*?\}\} *| *\[Op:.*\]", "", line)[-200:]
 
 

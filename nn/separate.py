@@ -214,7 +214,7 @@ class Separator:
         """Separates a channel window by window, in memory that does not depend on its length.
 
         Args:
-            samples: [samples] at the system's rate, an array or a memory map.
+            samples: [samples] at the system's rate, an array or RawSamples.
             spool: binary file, open for writing and reading, for the spectra of all windows.
             bar: progress bar, to be told of every window twice.
 
@@ -223,9 +223,10 @@ class Separator:
         """
         fft_size, hop = self.system.fft_size, self.system.hop_size
         if self.stream is not None:
-            ends = [start * hop for start in self.window_starts(-(-len(samples) // hop))[1:]]
+            starts = [start * hop for start in self.window_starts(-(-len(samples) // hop))]
             self.stream.reset()
-            for talkers in separate_stream(self.stream, np.split(samples, ends)):
+            blocks = (samples[first:last] for first, last in zip(starts, [*starts[1:], len(samples)]))
+            for talkers in separate_stream(self.stream, blocks):
                 if bar is not None:
                     bar.update(2)
                 yield talkers
@@ -389,8 +390,8 @@ def separate_file(separator, path, outputs, subtype="PCM_16", show=progress):
             mixture = os.path.join(folder, "mixture")
             blocks = read_blocks(path, channel, BLOCK_SECONDS)
             _write_raw(mixture, resample_blocks(blocks, info.sample_rate, separator.sample_rate))
-            samples = np.memmap(mixture, np.float32, "r")
-            heard = heard or any(samples[i : i + 2**20].any() for i in range(0, len(samples), 2**20))
+            samples = RawSamples(mixture)
+            heard = heard or any(block.any() for block in _read_raw(mixture))
             files = [os.path.join(folder, f"{channel}_{talker}") for talker in range(separator.talkers)]
             frames = -(-(len(samples) + separator.system.fft_size) // separator.system.hop_size) + 1
             with (
@@ -412,6 +413,21 @@ def separate_file(separator, path, outputs, subtype="PCM_16", show=progress):
             blocks = resample_blocks(_read_raw(parts[key]), separator.sample_rate, info.sample_rate)
             _write_wav(output, blocks, info.sample_rate, info.frames, subtype, factor)
     return factor
+
+
+class RawSamples:
+    """float32 samples in a file, of which slices are read; a memory map's pages would count as memory."""
+
+    def __init__(self, path):
+        self.path = path
+        self.count = os.path.getsize(path) // 4
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, part):
+        first, last, _ = part.indices(self.count)
+        return np.fromfile(self.path, np.float32, max(last - first, 0), offset=4 * first)
 
 
 def _write_raw(path, blocks):

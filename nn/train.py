@@ -424,7 +424,10 @@ class Run:
         self._profile(step)
         try:
             found = self.step(batches, rate)
-        except tf.errors.ResourceExhaustedError as error:
+        except (tf.errors.ResourceExhaustedError, tf.errors.AbortedError) as error:
+            # oneDNN, on CPU, says no more than that it could not create a primitive.
+            if isinstance(error, tf.errors.AbortedError) and "could not create a primitive" not in error.message:
+                raise
             raise self._out_of_memory(step, epoch, batches, error) from error
         for name, value in found.items():
             self.pending[name].append(value)

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
-from feat.files import atomic_path, make_writable_directory, write_text
+from feat.files import atomic_path, brief, make_writable_directory, write_text
 
 
 def test_what_stood_there_survives_a_failure(tmp_path):
@@ -27,3 +28,14 @@ def test_leftovers_of_a_killed_process_go_and_those_of_a_running_one_stay(tmp_pa
         make_writable_directory(str(tmp_path))
         assert os.listdir(tmp_path) == [os.path.basename(mine)]
     assert leftover.startswith(".") and os.listdir(tmp_path) == ["mine.npy"]
+
+
+def test_what_an_operation_of_a_graph_said():
+    @tf.function(input_signature=[tf.TensorSpec([None])])
+    def tenth(x):
+        return tf.gather(x, [9])
+
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        tenth(tf.zeros([5]))
+    assert caught.value.message.startswith("Graph execution error")
+    assert brief(caught.value) == "indices[0] = 9 is not in [0, 5)"
