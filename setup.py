@@ -20,6 +20,7 @@ setup(
         "matplotlib",
         "numpy",
         "pesq",
+        "pyloudnorm>=0.2",
         "scipy",
         "soundfile",
         "tensorboard",

@@ -114,13 +114,13 @@ def cached_utterances(settings, set_name, names, with_estimates=False):
 def wav_utterances(settings, set_name, names):
     """Utterances whose wavs were checked, by their headers. Raises UserError, see feat_gen.mixture_length."""
     length = functools.partial(mixture_length, settings, set_name)
-    samples = np.array(parallel_map(length, names, _workers(names), "check wavs"), np.int64)
+    samples = np.array(parallel_map(length, names, workers_for(names), "check wavs"), np.int64)
     frames = num_frames(samples, settings.fft_size, settings.hop_size)
     return Utterances(settings, set_name, list(names), frames, True)
 
 
-def _workers(jobs):
-    """Processes to start for quick jobs: all cores for many, none for a few."""
+def workers_for(jobs):
+    """Processes to start for quick jobs, one a file: all cores for many, none for a few."""
     return 0 if len(jobs) > 2000 else 1
 
 
@@ -225,7 +225,7 @@ def evaluation_batches(utterances, share=Share()):
     index = np.where(lines < count, lines, -1)
     frames = utterances.frames[np.maximum(index, 0)]
     arrays = (array.reshape(-1, share.replicas) for array in (index, 0 * frames, frames, frames))
-    return _pieces(arrays, _reader(utterances), share)
+    return pieces(arrays, _reader(utterances), share)
 
 
 def evaluate(utterances):
@@ -246,7 +246,7 @@ def training_batches(utterances, batch_size, seed, epoch, skip=0, segment_frames
     frames = np.minimum(whole, segment_frames) if segment_frames else whole
     starts = (cuts * (whole - frames + 1)).astype(np.int64)
     longest = np.broadcast_to(frames.max(axis=1, keepdims=True), frames.shape)
-    return _pieces((order, starts, frames, longest), _reader(utterances), share, skip)
+    return pieces((order, starts, frames, longest), _reader(utterances), share, skip)
 
 
 def segment_count(utterances, segment_frames):
@@ -274,10 +274,10 @@ def segment_batches(utterances, segment_frames, batch_size, seed, epoch, skip=0,
     frames = np.minimum(utterances.frames[lines] - starts, segment_frames)
     # Read as padded to the segment, and all of it counts.
     read = _reader(utterances, frames_of_batch=segment_frames)
-    return _pieces((lines, starts, frames, np.full_like(frames, segment_frames)), read, share, skip)
+    return pieces((lines, starts, frames, np.full_like(frames, segment_frames)), read, share, skip)
 
 
-def _pieces(arrays, read, share, skip=0):
+def pieces(arrays, read, share, skip=0):
     """Dataset of this share's pieces of batches, the first `skip` left out.
 
     Args:
@@ -431,7 +431,7 @@ def source_pool(settings, set_name, names):
         paths = settings.wav_paths(set_name, name)
         for utterance, path in zip(parts_of_name(name, settings.talkers), paths):
             found.setdefault(utterance, path)
-    measured = parallel_map(functools.partial(_level, settings), found.values(), _workers(found), "measure sources")
+    measured = parallel_map(functools.partial(_level, settings), found.values(), workers_for(found), "measure sources")
     kept = [(u, p, level, n) for (u, p), (level, n) in zip(found.items(), measured) if level > 0]
     speakers = [talker_of(utterance) for utterance, *_ in kept]
     numbers = {speaker: i for i, speaker in enumerate(sorted(set(speakers)))}
@@ -508,4 +508,4 @@ def mixed_batches(
         return _features(settings, signals) | {"frames": segment_frames, "index": index}
 
     arrays = [array.reshape(batches, batch_size, *array.shape[1:]) for array in (np.arange(count), *drawn)]
-    return _pieces(arrays, mix, share, skip)
+    return pieces(arrays, mix, share, skip)

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 
+import golden_spex_plus_data
 import keras
 import numpy as np
 import pytest
@@ -43,6 +44,7 @@ from nn.step import TrainStep
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN_DIR = pathlib.Path(os.environ.get("GOLDEN_DIR", pathlib.Path(__file__).parent / "golden"))
 PROCEDURES = {}
+PROCEDURES.update(golden_spex_plus_data.PROCEDURES)
 
 
 def procedure(system, kind):

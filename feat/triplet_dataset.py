@@ -1,0 +1,523 @@
+"""Input pipelines (tf.data) of target-speaker extraction. An epoch depends on (seed, epoch) alone.
+
+Every pipeline gives batches that are dictionaries:
+
+  mixture            [batch, samples] float32
+  target             [batch, samples] float32
+  enrolment          [batch, enrolment samples] float32   speech of the target's talker
+  samples            [batch] int32     true length of mixture and target; the rest is zero padding at the end
+  enrolment_samples  [batch] int32     that of the enrolment
+  speaker            [batch] int32     label of the target's talker; -1: none of the classes
+  index              [batch] int32     line of the set, for messages
+
+Batch and samples are free, so that a tf.function traced once takes every batch. Several processes and devices
+share a global batch, see feat.dataset.Share.
+"""
+
+import dataclasses
+import functools
+import random
+
+import numpy as np
+import soundfile
+import tensorflow as tf
+
+from feat.audio import resample, resample_sinc, wav_info
+from feat.dataset import Share, checked, epoch_order, pieces, workers_for
+from feat.files import UserError
+from feat.parallel import parallel_map
+
+LEVEL_DB = -23.0  # root mean square of the speech in dynamic mixtures
+
+# Axes whose size changes from batch to batch.
+FREE_AXES = {
+    "mixture": (0, 1),
+    "target": (0, 1),
+    "enrolment": (0, 1),
+    "samples": (0,),
+    "enrolment_samples": (0,),
+    "speaker": (0,),
+    "index": (0,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Audio files by number.
+
+    Attributes:
+      paths: of each.
+      samples: what each has at `sample_rate`, int64.
+      direct: whether TensorFlow can read it as it is, bool: a 16-bit wav of that rate.
+      sample_rate: Hz.
+      parity: resample as torchaudio does.
+    """
+
+    paths: list[str]
+    samples: np.ndarray
+    direct: np.ndarray
+    sample_rate: int
+    parity: bool = False
+
+    def reader(self):
+        """(number, begin, end) -> the first channel of these samples of the file, as far as there are any."""
+        paths, direct = tf.constant(self.paths), tf.constant(self.direct)
+        anything = functools.partial(_read_anything, sample_rate=self.sample_rate, parity=self.parity)
+
+        def read_direct(path, begin, end):
+            return tf.audio.decode_wav(tf.io.read_file(path), desired_channels=1)[0][begin:end, 0]
+
+        def read(number, begin, end):
+            path = paths[number]
+            if self.direct.all():
+                return read_direct(path, begin, end)
+            samples = tf.cond(
+                direct[number],
+                lambda: read_direct(path, begin, end),
+                lambda: tf.numpy_function(anything, [path, begin, end], tf.float32),
+            )
+            return tf.ensure_shape(samples, (None,))
+
+        return read
+
+
+def audio_files(paths, sample_rate, resampled=True, parity=False):
+    """Files whose headers were read.
+
+    Args:
+      resampled: take files of other rates too.
+
+    Raises:
+      UserError: a file is missing or unusable (see feat.audio.wav_info), or has another rate.
+    """
+    infos = parallel_map(wav_info, paths, workers_for(paths), "check files")
+    for path, info in zip(paths, infos, strict=True):
+        if info.sample_rate != sample_rate and not resampled:
+            raise UserError(
+                f"{path}: {info.sample_rate} Hz, {sample_rate} Hz is needed;"
+                f" resample it, e.g. sox IN -r {sample_rate} OUT"
+            )
+    samples = [-(-info.frames * sample_rate // info.sample_rate) for info in infos]
+    direct = [(i.format, i.subtype, i.sample_rate) == ("WAV", "PCM_16", sample_rate) for i in infos]
+    return Files(list(paths), np.array(samples, np.int64), np.array(direct, bool), sample_rate, parity)
+
+
+def _read_anything(path, begin, end, sample_rate, parity):
+    """float32 samples [begin, end) of the first channel of any file, at `sample_rate`."""
+    path = path.decode()
+    rate = soundfile.info(path).samplerate
+    whole = rate != sample_rate
+    span = {} if whole else {"start": int(begin), "stop": int(end)}
+    samples = np.ascontiguousarray(soundfile.read(path, dtype="float32", always_2d=True, **span)[0][:, 0])
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path}: holds NaN or infinite samples; make it again")
+    if whole:
+        samples = (resample_sinc if parity else resample)(samples, rate, sample_rate)[begin:end]
+    return samples.astype(np.float32)
+
+
+# Sets of triplets ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TripletSet:
+    """Triplets whose files were looked at; made by `triplet_set`.
+
+    Attributes:
+      triplets: [Triplet] of feat.triplets.
+      files: Files; mixtures, then targets, then enrolments.
+      limits: samples of mixture and target that count, int64 [triplets, 2].
+      first_enrolment, enrolments: number of the first enrolment file of each, and how many there are.
+    """
+
+    triplets: list
+    files: Files
+    limits: np.ndarray
+    first_enrolment: np.ndarray
+    enrolments: np.ndarray
+
+    def __len__(self):
+        return len(self.triplets)
+
+    @property
+    def sample_rate(self):
+        return self.files.sample_rate
+
+    @property
+    def samples(self):
+        """Samples of each that mixture and target both have."""
+        return self.limits.min(axis=1)
+
+    def check(self):
+        """Looks at the headers of all files again. Raises UserError, which names the first that cannot be used."""
+        audio_files(self.files.paths, self.sample_rate)
+
+
+def triplet_set(triplets, sample_rate, resampled=True, parity=False):
+    """TripletSet of [Triplet]; every header is read.
+
+    Args:
+      sample_rate: Hz of the batches.
+      resampled: take files of other rates too.
+      parity: resample as torchaudio does.
+
+    Raises:
+      UserError: a file is missing, unusable or of another rate.
+    """
+    enrolments = np.array([len(triplet.enrolments) for triplet in triplets], np.int64)
+    paths = [t.mixture for t in triplets] + [t.target for t in triplets]
+    paths += [path for t in triplets for path in t.enrolments]
+    files = audio_files(paths, sample_rate, resampled, parity)
+    limits = files.samples[: 2 * len(triplets)].reshape(2, -1).T.copy()
+    for line, triplet in enumerate(triplets):
+        if triplet.seconds is not None:
+            limits[line] = np.minimum(limits[line], int(triplet.seconds * sample_rate))
+    first = 2 * len(triplets) + np.cumsum(enrolments) - enrolments
+    return TripletSet(list(triplets), files, limits, first, enrolments)
+
+
+def evaluation_batches(triplets, batch_size=1, share=Share()):
+    """Every triplet once, in the order of the set, whole, with its first enrolment; zero-padded to the longest.
+
+    Where the set does not fill the last batch, the first triplet fills it up, with index -1.
+
+    Args:
+      triplets: TripletSet.
+      batch_size: of the global batch; 1 stands for one on every replica.
+    """
+    batch_size = share.replicas if batch_size == 1 else batch_size
+    count = len(triplets)
+    lines = np.arange(-(-count // batch_size) * batch_size).reshape(-1, batch_size)
+    index = np.where(lines < count, lines, -1)
+    lines = np.maximum(index, 0)
+    enrolment = triplets.first_enrolment[lines]
+    limits = triplets.limits[lines]
+    cut = _Cut.whole(lines, limits[..., 0], limits.max(axis=2), triplets.files.samples[enrolment])
+    return _batches(triplets, cut, enrolment, index, share)
+
+
+def evaluate(triplets, batch_size=1):
+    """Iterates over `evaluation_batches`; a file that went bad since the check is named."""
+    return checked(evaluation_batches(triplets, batch_size), triplets.check)
+
+
+def training_batches(
+    triplets,
+    batch_size,
+    seed,
+    epoch,
+    skip=0,
+    segment_samples=0,
+    enrolment_samples=0,
+    gain_db=None,
+    share=Share(),
+):
+    """The batches of one epoch, triplets of like length together, without the first `skip`.
+
+    Args:
+      triplets: TripletSet.
+      batch_size: of the global batch.
+      segment_samples: cut a piece of so many samples out of longer mixtures; 0: whole ones.
+      enrolment_samples: the same for enrolments. Of several enrolments one is drawn.
+      gain_db: (lowest, highest) of a random gain, one for mixture and target, another for the enrolment.
+    """
+    whole = triplets.samples
+    order = epoch_order(whole, batch_size, seed, epoch)
+    generator = np.random.default_rng((seed, epoch, 11))
+    enrolment = _draw_enrolments(triplets, order, generator)
+    cut = _Cut(
+        order,
+        *_crop(whole[order], segment_samples, generator),
+        *_crop(triplets.files.samples[enrolment], enrolment_samples, generator),
+    )
+    return _batches(triplets, cut, enrolment, order, share, skip, _draw_gains(gain_db, order.shape, generator))
+
+
+def shortest_batches(triplets, batch_size, seed, epoch, skip=0, gain_db=None, share=Share()):
+    """One epoch as ir4kgl/ss_dla trains: mixtures, targets and enrolments cut to the shortest of the batch.
+
+    Triplets are shuffled whatever their lengths; those that fill no batch are dropped, others in every epoch.
+    """
+    generator = np.random.default_rng((seed, epoch, 12))
+    count = len(triplets) // batch_size * batch_size
+    order = generator.permutation(len(triplets))[:count].reshape(-1, batch_size)
+    enrolment = _draw_enrolments(triplets, order, generator)
+    cut = _Cut.shortest(order, triplets.samples[order], triplets.files.samples[enrolment])
+    return _batches(triplets, cut, enrolment, order, share, skip, _draw_gains(gain_db, order.shape, generator))
+
+
+def chunk_batches(
+    triplets, chunk_samples, hop_samples, batch_size, seed, epoch, skip=0, gain_db=None, share=Share()
+):
+    """One epoch of chunks as gemengtju/SpEx_Plus trains, see `chunks`; enrolments are whole.
+
+    Half a batch of utterances at a time goes into a pool of chunks, which is shuffled and emptied by batches;
+    what is left at the end is dropped.
+    """
+    rng = random.Random(f"{seed} {epoch} chunks")
+    samples = triplets.samples
+    lines = list(range(len(triplets)))
+    rng.shuffle(lines)
+    pool, rows = [], []
+    fetched = max(1, batch_size // 2)
+    for first in range(0, len(lines), fetched):
+        for line in lines[first : first + fetched]:
+            pool += [(line, *chunk) for chunk in chunks(int(samples[line]), chunk_samples, hop_samples, rng)]
+        rng.shuffle(pool)
+        full = len(pool) // batch_size * batch_size
+        rows += pool[:full]
+        del pool[:full]
+    order, starts, valid = np.array(rows, np.int64).reshape(-1, batch_size, 3).transpose(2, 0, 1)
+    generator = np.random.default_rng((seed, epoch, 13))
+    enrolment = _draw_enrolments(triplets, order, generator)
+    enrolled = triplets.files.samples[enrolment]
+    cut = _Cut(order, starts, valid, np.zeros_like(starts), enrolled, longest=np.full_like(valid, chunk_samples))
+    return _batches(triplets, cut, enrolment, order, share, skip, _draw_gains(gain_db, order.shape, generator))
+
+
+def chunks(samples, chunk_samples, hop_samples, rng=None):
+    """Chunks of an utterance, [(first sample, true length)].
+
+    Fewer than `hop_samples` give none, fewer than `chunk_samples` one, to be padded. Longer ones are cut every
+    `hop_samples`, from the start, or with `rng` (random.Random) from a place up to the remainder of the hop.
+    """
+    if samples < hop_samples:
+        return []
+    if samples < chunk_samples:
+        return [(0, samples)]
+    first = rng.randint(0, samples % hop_samples) if rng else 0
+    return [(start, chunk_samples) for start in range(first, samples - chunk_samples + 1, hop_samples)]
+
+
+def chunk_count(triplets, chunk_samples, hop_samples):
+    """Chunks in an epoch of `chunk_batches`, those counted that fill no batch."""
+    return sum(len(chunks(int(samples), chunk_samples, hop_samples)) for samples in triplets.samples)
+
+
+@dataclasses.dataclass
+class _Cut:
+    """What every example of an epoch takes of its files, all int64 [batches, batch].
+
+    Attributes:
+      lines: of the set.
+      starts, samples: of mixture and target.
+      enrolment_starts, enrolment_samples: of the enrolment.
+      stops: end of what is read of mixture and target; None: starts + samples.
+      longest, enrolment_longest: length after padding; None: the longest of the batch.
+    """
+
+    lines: np.ndarray
+    starts: np.ndarray
+    samples: np.ndarray
+    enrolment_starts: np.ndarray
+    enrolment_samples: np.ndarray
+    stops: np.ndarray | None = None
+    longest: np.ndarray | None = None
+    enrolment_longest: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.stops is None:
+            self.stops = self.starts + self.samples
+        if self.longest is None:
+            self.longest = _longest(self.samples)
+        if self.enrolment_longest is None:
+            self.enrolment_longest = _longest(self.enrolment_samples)
+
+    @classmethod
+    def whole(cls, lines, samples, read, enrolment_samples):
+        """Everything, padded to the longest; `read`: the longer of mixture and target."""
+        zeros = np.zeros_like(lines)
+        return cls(lines, zeros, samples, zeros, enrolment_samples, stops=_longest(read), longest=_longest(read))
+
+    @classmethod
+    def shortest(cls, lines, samples, enrolment_samples):
+        """The beginnings, as long as the shortest of the batch."""
+        zeros = np.zeros_like(lines)
+        return cls(lines, zeros, -_longest(-samples), zeros, -_longest(-enrolment_samples))
+
+
+def _longest(samples):
+    return np.broadcast_to(samples.max(axis=1, keepdims=True), samples.shape)
+
+
+def _crop(whole, wanted, generator):
+    """(starts, samples) of random pieces of `wanted` samples; 0: of everything."""
+    samples = np.minimum(whole, wanted) if wanted else whole
+    return (generator.random(whole.shape) * (whole - samples + 1)).astype(np.int64), samples
+
+
+def _draw_enrolments(triplets, order, generator):
+    """Number of an enrolment file of every triplet."""
+    drawn = (generator.random(order.shape) * triplets.enrolments[order]).astype(np.int64)
+    return triplets.first_enrolment[order] + drawn
+
+
+def _draw_gains(gain_db, shape, generator):
+    """Factors float32 [*shape, 2], for mixture and target, and for the enrolment."""
+    if gain_db is None:
+        return np.ones((*shape, 2), np.float32)
+    return (10 ** (generator.uniform(*gain_db, (*shape, 2)) / 20)).astype(np.float32)
+
+
+def _batches(triplets, cut, enrolment, index, share, skip=0, gains=None):
+    read_file = triplets.files.reader()
+    limits = tf.constant(triplets.limits.astype(np.int32))
+    labels = tf.constant([triplet.label for triplet in triplets.triplets], tf.int32)
+    count = len(triplets)
+
+    def read(index, line, start, samples, stop, longest, enrolment, first, enrolled, enrolled_longest, gains):
+        signals = {}
+        for i, name in enumerate(("mixture", "target")):
+            signal = read_file(line + i * count, start, tf.minimum(stop, limits[line, i])) * gains[0]
+            signals[name] = _pad(signal, longest)
+        enrolment = read_file(enrolment, first, first + enrolled) * gains[1]
+        return signals | {
+            "enrolment": _pad(enrolment, enrolled_longest),
+            "samples": samples,
+            "enrolment_samples": enrolled,
+            "speaker": labels[line],
+            "index": index,
+        }
+
+    arrays = (
+        index, cut.lines, cut.starts, cut.samples, cut.stops, cut.longest, enrolment,
+        cut.enrolment_starts, cut.enrolment_samples, cut.enrolment_longest,
+        np.ones((*index.shape, 2), np.float32) if gains is None else gains,
+    )  # fmt: skip
+    return pieces(arrays, read, share, skip)
+
+
+def _pad(signal, samples):
+    return tf.pad(signal, [[0, samples - tf.shape(signal)[0]]])
+
+
+# Dynamic mixing -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TalkerPool:
+    """Single-talker utterances, to be mixed anew in every epoch; made by `talker_pool`.
+
+    Attributes:
+      speakers: talkers in the order of their labels.
+      files: Files, utterances sorted by talker.
+      first, counts: number of a talker's first utterance, and how many there are, at least 2.
+    """
+
+    speakers: list[str]
+    files: Files
+    first: np.ndarray
+    counts: np.ndarray
+
+
+def talker_pool(utterances, sample_rate, speakers=None):
+    """TalkerPool of {talker: [path]}; headers are read. Talkers with a single utterance are left out.
+
+    Args:
+      utterances: see feat.librispeech_mix.find_speakers.
+      sample_rate: Hz of the batches.
+      speakers: talkers in the order of their labels; None: sorted.
+
+    Raises:
+      UserError: a file is unusable, fewer than two talkers have two utterances, or one is not in `speakers`.
+    """
+    chosen = {talker: paths for talker, paths in utterances.items() if len(paths) > 1}
+    if len(chosen) < 2:
+        raise UserError(
+            f"{len(chosen)} of {len(utterances)} talkers have two utterances or more, and dynamic mixing needs two;"
+            " give it a larger corpus"
+        )
+    if speakers is not None and (unknown := sorted(chosen.keys() - set(speakers))):
+        raise UserError(f"talker {unknown[0]} is not among the {len(speakers)} classes; leave the talker out")
+    speakers = sorted(chosen) if speakers is None else [talker for talker in speakers if talker in chosen]
+    counts = np.array([len(chosen[talker]) for talker in speakers], np.int64)
+    files = audio_files([path for talker in speakers for path in chosen[talker]], sample_rate)
+    return TalkerPool(speakers, files, np.cumsum(counts) - counts, counts)
+
+
+def draw_mixed_triplets(pool, count, samples, enrolment_samples, snr_db, seed, epoch):
+    """What the triplets of an epoch are made of.
+
+    Two talkers are drawn, an utterance of each, another of the first to enrol it, a piece of each, and a ratio.
+
+    Args:
+      count: triplets.
+      samples, enrolment_samples: of each; 0 takes enrolments whole.
+      snr_db: (lowest, highest), energy of the target's piece over that of the interferer's.
+
+    Returns:
+      (talkers int64 [count] of the targets; files and starts int64 [count, 3] of target, interferer and
+      enrolment; enrolment lengths int64 [count]; ratios in dB float32 [count]).
+    """
+    generator = np.random.default_rng((seed, epoch, 14))
+    talkers = len(pool.speakers)
+    target = generator.integers(talkers, size=count)
+    noise = (target + 1 + generator.integers(talkers - 1, size=count)) % talkers
+    sizes = pool.counts[target]
+    said = (generator.random(count) * sizes).astype(np.int64)
+    enrolled = (said + 1 + (generator.random(count) * (sizes - 1)).astype(np.int64)) % sizes
+    other = (generator.random(count) * pool.counts[noise]).astype(np.int64)
+    files = np.stack([pool.first[target] + said, pool.first[noise] + other, pool.first[target] + enrolled], axis=1)
+    whole = pool.files.samples[files]
+    lengths = whole[:, 2] if not enrolment_samples else np.minimum(whole[:, 2], enrolment_samples)
+    spare = np.maximum(0, whole - np.stack([np.full(count, samples)] * 2 + [lengths], axis=1))
+    starts = (generator.random(files.shape) * (spare + 1)).astype(np.int64)
+    return target, files, starts, lengths, generator.uniform(*snr_db, count).astype(np.float32)
+
+
+def mixed_batches(
+    pool,
+    batch_size,
+    batches,
+    segment_samples,
+    seed,
+    epoch,
+    skip=0,
+    enrolment_samples=0,
+    snr_db=(0.0, 5.0),
+    gain_db=None,
+    share=Share(),
+):
+    """One epoch of triplets that were never heard before, see `draw_mixed_triplets`.
+
+    Target and interferer keep their ratio, mixture minus target is the interferer; levels are such that the
+    mixture and the enrolment lie near -23 dB rms. Utterances shorter than the segment end in silence.
+
+    Args:
+      pool: TalkerPool.
+      batch_size: of the global batch.
+      batches: batches in an epoch.
+      segment_samples: samples of every mixture.
+      enrolment_samples: longest enrolment, a piece of longer ones; 0: whole ones.
+      snr_db, gain_db: ranges in dB, see `draw_mixed_triplets` and `training_batches`.
+    """
+    count = batches * batch_size
+    drawn = draw_mixed_triplets(pool, count, segment_samples, enrolment_samples, snr_db, seed, epoch)
+    labels, files, starts, lengths, ratios = (array.reshape(batches, batch_size, *array.shape[1:]) for array in drawn)
+    gains = _draw_gains(gain_db, labels.shape, np.random.default_rng((seed, epoch, 15)))
+    read_file = pool.files.reader()
+    level = 10 ** (LEVEL_DB / 20)
+
+    def mix(index, label, file, start, enrolled, longest, ratio_db, gains):
+        target, noise = (
+            _pad(read_file(file[i], start[i], start[i] + segment_samples), segment_samples) for i in range(2)
+        )
+        norms = [tf.maximum(tf.norm(signal), 1e-6) for signal in (target, noise)]
+        ratio = 10 ** (ratio_db / 20)
+        target *= level * np.sqrt(segment_samples) / (norms[0] * tf.sqrt(1 + ratio**-2))
+        noise *= level * np.sqrt(segment_samples) / (norms[1] * tf.sqrt(1 + ratio**2))
+        enrolment = read_file(file[2], start[2], start[2] + enrolled)
+        rms = tf.sqrt(tf.reduce_mean(tf.square(enrolment)))
+        target *= gains[0]
+        return {
+            "mixture": tf.ensure_shape(target + noise * gains[0], (segment_samples,)),
+            "target": tf.ensure_shape(target, (segment_samples,)),
+            "enrolment": _pad(enrolment * (gains[1] * level / tf.maximum(rms, 1e-6)), longest),
+            "samples": segment_samples,
+            "enrolment_samples": enrolled,
+            "speaker": label,
+            "index": index,
+        }
+
+    arrays = (np.arange(count).reshape(batches, batch_size), labels, files, starts, lengths, _longest(lengths), ratios)
+    return pieces((*arrays, gains), mix, share, skip)
