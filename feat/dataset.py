@@ -36,6 +36,12 @@ _FREE_AXES = {
     "estimates": (0, 2),
     "frames": (0,),
     "index": (0,),
+    # Of feat/triplet_dataset.py, whose mixtures are [batch, samples].
+    "target": (0, 1),
+    "enrolment": (0, 1),
+    "samples": (0,),
+    "enrolment_samples": (0,),
+    "speaker": (0,),
 }
 BUCKET_BATCHES = 50  # batches whose utterances are sorted by length together
 

@@ -10,12 +10,13 @@ Every pipeline gives batches that are dictionaries:
   speaker            [batch] int32     label of the target's talker; -1: none of the classes
   index              [batch] int32     line of the set, for messages
 
-Batch and samples are free, so that a tf.function traced once takes every batch. Several processes and devices
-share a global batch, see feat.dataset.Share.
+Batch and samples are free, so that a tf.function traced once (feat.dataset.free_lengths) takes every batch.
+Several processes and devices share a global batch, see feat.dataset.Share.
 """
 
 import dataclasses
 import functools
+import os
 import random
 
 import numpy as np
@@ -28,17 +29,6 @@ from feat.files import UserError
 from feat.parallel import parallel_map
 
 LEVEL_DB = -23.0  # root mean square of the speech in dynamic mixtures
-
-# Axes whose size changes from batch to batch.
-FREE_AXES = {
-    "mixture": (0, 1),
-    "target": (0, 1),
-    "enrolment": (0, 1),
-    "samples": (0,),
-    "enrolment_samples": (0,),
-    "speaker": (0,),
-    "index": (0,),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,11 +400,12 @@ class TalkerPool:
     counts: np.ndarray
 
 
-def talker_pool(utterances, sample_rate, speakers=None):
-    """TalkerPool of {talker: [path]}; headers are read. Talkers with a single utterance are left out.
+def talker_pool(corpus_folder, utterances, sample_rate, speakers=None):
+    """TalkerPool of a corpus; headers are read. Talkers with a single utterance are left out.
 
     Args:
-      utterances: see feat.librispeech_mix.find_speakers.
+      corpus_folder: what paths are relative to.
+      utterances: {talker: [path]}, see feat.librispeech_mix.find_speakers.
       sample_rate: Hz of the batches.
       speakers: talkers in the order of their labels; None: sorted.
 
@@ -431,7 +422,8 @@ def talker_pool(utterances, sample_rate, speakers=None):
         raise UserError(f"talker {unknown[0]} is not among the {len(speakers)} classes; leave the talker out")
     speakers = sorted(chosen) if speakers is None else [talker for talker in speakers if talker in chosen]
     counts = np.array([len(chosen[talker]) for talker in speakers], np.int64)
-    files = audio_files([path for talker in speakers for path in chosen[talker]], sample_rate)
+    paths = [os.path.join(corpus_folder, path) for talker in speakers for path in chosen[talker]]
+    files = audio_files(paths, sample_rate)
     return TalkerPool(speakers, files, np.cumsum(counts) - counts, counts)
 
 

@@ -20,7 +20,11 @@ HIGHEST_PEAK = 0.999
 
 
 class Unusable(Exception):
-    """Why no triplet can be made of some utterances: one line."""
+    """Why no triplet can be made of some utterances, in one line; `role` says of which of them, if of one."""
+
+    def __init__(self, reason, role=None):
+        super().__init__(reason)
+        self.role = role
 
 
 @dataclass(frozen=True)
@@ -247,7 +251,7 @@ def make_triplet(target, noise, reference, snr_db, settings):
       mixtures: {segment: Mixed or Unusable}; in test mode {None: Mixed}.
 
     Raises:
-      Unusable: nothing can be made of these utterances; the message says of which.
+      Unusable: nothing can be made of these utterances.
     """
     parts = []
     for name, samples, lufs in (
@@ -258,10 +262,10 @@ def make_triplet(target, noise, reference, snr_db, settings):
         try:
             parts.append(prepare(samples, settings, lufs, pauses=settings.test or name == "enrolment"))
         except Unusable as error:
-            raise Unusable(f"{name}: {error}") from error
+            raise Unusable(str(error), name) from error
     s1, s2, enrolment = parts
     if len(enrolment.signal) < settings.sample_rate:
-        raise Unusable(f"enrolment: {len(enrolment.signal)} samples are left of it, less than a second")
+        raise Unusable(f"{len(enrolment.signal)} samples are left of it, less than a second", "enrolment")
     if not settings.parity:
         gain = min(1.0, HIGHEST_PEAK / np.abs(enrolment.signal).max())
         enrolment = Part(enrolment.signal * gain, float(enrolment.gain * gain), enrolment.ranges)
@@ -270,8 +274,8 @@ def make_triplet(target, noise, reference, snr_db, settings):
     count = number_of_segments(s1.signal, s2.signal, settings.segment_samples)
     if not count:
         raise Unusable(
-            f"without pauses, {len(s1.signal)} samples of the target and {len(s2.signal)} of the interferer are left,"
-            f" not more than the {settings.segment_samples} of a segment"
+            f"{len(s1.signal)} and {len(s2.signal)} samples are left of them, and a segment needs more than"
+            f" {settings.segment_samples} of both"
         )
     mixtures = {}
     for segment in range(count):
@@ -323,7 +327,7 @@ def draw_triplet(files, snr_levels, seed, number, attempt=0):
     """Draws the triplet of a number, whatever the others are.
 
     Args:
-      files: {speaker: [file]}, sorted.
+      files: {speaker: [file]}, sorted, two or more of each.
       snr_levels: dB, one of them is drawn.
       attempt: counts the draws that could not be used.
 
@@ -331,8 +335,7 @@ def draw_triplet(files, snr_levels, seed, number, attempt=0):
       (Draw, SNR in dB).
     """
     rng = random.Random(f"{seed} {number} {attempt}")
-    speakers = [speaker for speaker, names in files.items() if len(names) > 1]
-    return _draw_files(files, rng.sample(speakers, 2), rng), rng.choice(snr_levels)
+    return _draw_files(files, rng.sample(list(files), 2), rng), rng.choice(snr_levels)
 
 
 def _draw_files(files, pair, rng):

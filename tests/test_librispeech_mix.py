@@ -1,0 +1,422 @@
+"""Triplets for target-speaker extraction: made from recordings, listed, and fed to training."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyloudnorm
+import pytest
+import soundfile
+from speech import refuse, run, succeed, voice
+
+from feat import dataset, librispeech_mix, triplet_dataset, triplets
+from feat.audio import read_mono, read_pcm16, write_pcm16
+from feat.files import UserError
+
+SCRIPT = "feat/librispeech_mix.py"
+RATE = 8000
+PER_TALKER = 4
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Six talkers: half have chapters with flac files, as LibriSpeech has, the others a flat folder of wavs."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for talker in range(6):
+        for k in range(PER_TALKER):
+            samples = voice(talker, k, 2.5 + 0.3 * k, RATE)
+            if talker % 2:
+                path = folder / f"10{talker}" / f"7{k % 2}" / f"10{talker}-7{k % 2}-{k:04d}.flac"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, samples, RATE, subtype="PCM_16")
+            else:
+                write_pcm16(folder / f"10{talker}" / f"{k}.wav", samples, RATE)
+    return folder
+
+
+def flags_for(corpus, folder, **named):
+    defaults = dict(sample_rate=RATE, audio_len=1, nfiles=12, num_workers=1)
+    return dict(corpus_folder=corpus, output_folder=folder, corpus_flags=False) | defaults | named
+
+
+@pytest.fixture(scope="module")
+def made(corpus, tmp_path_factory):
+    """A training set and a test set in the layout for evaluation."""
+    folder = tmp_path_factory.mktemp("triplets")
+    succeed(folder, SCRIPT, **flags_for(corpus, folder / "tr"))
+    succeed(folder, SCRIPT, "--test", **flags_for(corpus, folder / "tt", layout="evaluation", nfiles=5))
+    return folder
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()
+    }
+
+
+def assert_same_contents(ours, theirs):
+    ours, theirs = contents(ours), contents(theirs)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def signals_of(folder, name, layout):
+    paths = triplets.triplet_paths(folder, name, layout)
+    return {kind: read_pcm16(path, RATE) / 32768 for kind, path in paths.items()}
+
+
+@pytest.mark.parametrize("set_name, layout", [("tr", "part"), ("tt", "evaluation")])
+def test_manifest_rebuilds_every_wav(corpus, made, set_name, layout):
+    rows = librispeech_mix.read_manifest(made / set_name)
+    assert {row["triplet"] for row in rows} == set(range(12 if set_name == "tr" else 5))
+    meter = pyloudnorm.Meter(RATE)
+    for row in rows:
+        written, rebuilt = signals_of(made / set_name, row["name"], layout), librispeech_mix.rebuild(row, corpus, RATE)
+        assert len(written["mixture"]) == len(written["target"]) == row["samples"]
+        for kind, source in (("mixture", "mixture"), ("target", "target"), ("enrolment", "reference")):
+            np.testing.assert_allclose(written[kind], rebuilt[source], atol=0.51 / 32768)
+        target, noise = (np.sum(rebuilt[f"{name}_in_mixture"] ** 2) for name in ("target", "noise"))
+        assert 10 * np.log10(target / noise) == pytest.approx(row["snr_db"], abs=1e-6)
+        assert row["snr_db"] in ((0, 5) if set_name == "tr" else (0,))
+        for kind in ("mixture", "target"):
+            assert meter.integrated_loudness(written[kind]) == pytest.approx(-23, abs=0.05)
+        assert row["target_source"] != row["reference_source"]
+        talkers = {key: row[f"{key}_source"].split("/")[0] for key in ("target", "reference", "noise")}
+        assert talkers["target"] == talkers["reference"] == row["target_speaker"] != talkers["noise"]
+
+
+def test_training_segments_have_no_pauses(corpus, made):
+    rows = librispeech_mix.read_manifest(made / "tr")
+    assert all(row["samples"] == RATE for row in rows) and any(row["segment"] == 1 for row in rows)
+    assert any(len(row["target_ranges"]) > 1 for row in rows)
+    own = [row for row in rows if row["triplet"] == rows[0]["triplet"]]
+    starts = [row["target_ranges"][0][0] for row in own]
+    assert starts == sorted(starts) and len({row["reference_source"] for row in own}) == 1
+
+
+def test_workers_and_later_triplets_change_nothing(corpus, made, tmp_path):
+    succeed(tmp_path, SCRIPT, **flags_for(corpus, tmp_path / "two", num_workers=2), runner=run)
+    assert_same_contents(tmp_path / "two", made / "tr")
+    succeed(tmp_path, SCRIPT, **flags_for(corpus, tmp_path / "fewer", nfiles=4))
+    rows = librispeech_mix.read_manifest(tmp_path / "fewer")
+    assert rows == librispeech_mix.read_manifest(made / "tr")[: len(rows)]
+    succeed(tmp_path, SCRIPT, **flags_for(corpus, tmp_path / "other", nfiles=4, seed=1))
+    assert librispeech_mix.read_manifest(tmp_path / "other") != rows
+
+
+def test_killed_and_started_again(corpus, made, tmp_path):
+    folder = tmp_path / "killed"
+    named = flags_for(corpus, folder)
+    del named["corpus_flags"]
+    command = [sys.executable, librispeech_mix.__file__, *[f"--{key}={value}" for key, value in named.items()]]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not list(folder.glob("records/0*.json")):
+            assert process.poll() is None
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (folder / "manifest.jsonl").exists()
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("part/[!.]*.wav")}
+    assert kept
+    succeed(tmp_path, SCRIPT, **flags_for(corpus, folder))
+    assert_same_contents(folder, made / "tr")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_lost_file_comes_back_and_other_settings_are_refused(corpus, made, tmp_path):
+    flags = flags_for(corpus, tmp_path / "set", nfiles=4)
+    succeed(tmp_path, SCRIPT, **flags)
+    before = contents(tmp_path / "set")
+    next((tmp_path / "set" / "part").glob("*-target.wav")).unlink()
+    assert "1 triplets made now" in succeed(tmp_path, SCRIPT, **flags)
+    assert contents(tmp_path / "set") == before
+    assert "--overwrite" in refuse(tmp_path, SCRIPT, **flags | dict(seed=3))
+    assert contents(tmp_path / "set") == before
+
+
+def test_unusable_files_are_named_and_replaced(tmp_path):
+    folder = tmp_path / "corpus"
+    for talker in range(3):
+        for k in range(2):
+            write_pcm16(folder / f"t{talker}" / f"{k}.wav", voice(talker, k, 2.5), RATE)
+    speech = voice(1, 5, 2.5)
+    soundfile.write(folder / "t0" / "nan.wav", np.where(np.arange(len(speech)) == 9, np.nan, speech), RATE, "FLOAT")
+    soundfile.write(folder / "t0" / "stereo.wav", np.stack([speech, speech], 1), RATE)
+    soundfile.write(folder / "t1" / "silent.wav", np.zeros(20000), RATE)
+    soundfile.write(folder / "t1" / "short.wav", speech[:2000], RATE)
+    soundfile.write(folder / "t2" / "fast.wav", voice(2, 7, 2.5, 22050), 22050)
+    (folder / "t2" / "missing.wav").symlink_to(folder / "nowhere.wav")
+    (folder / "t2" / "text.wav").write_text("no audio")
+    out = succeed(tmp_path, SCRIPT, **flags_for(folder, tmp_path / "set", nfiles=30))
+    for name, reason in (
+        ("t0/nan.wav", "NaN"),
+        ("t0/stereo.wav", "2 channels"),
+        ("t1/silent.wav", "silent"),
+        ("t1/short.wav", "2000 samples are shorter than 0.4 s"),
+        ("t2/missing.wav", "no such file"),
+        ("t2/text.wav", "not an audio file"),
+    ):
+        (line,) = [line for line in out.splitlines() if name in line]
+        assert line.startswith("skipped: ") and reason in line
+    rows = librispeech_mix.read_manifest(tmp_path / "set")
+    assert {row["triplet"] for row in rows} == set(range(30))
+    used = {row[key] for row in rows for key in ("target_source", "noise_source", "reference_source")}
+    assert used == {f"t{talker}/{k}.wav" for talker in range(3) for k in range(2)} | {"t2/fast.wav"}
+    for path in (tmp_path / "set" / "part").glob("*.wav"):
+        assert np.any(read_mono(path, RATE))
+
+
+def test_corpora_and_flags_that_cannot_work(corpus, tmp_path):
+    assert "--corpus_folder is missing" in refuse(tmp_path, SCRIPT, corpus_flags=False)
+    assert "no such folder" in refuse(tmp_path, SCRIPT, **flags_for(tmp_path / "nothing", tmp_path / "set"))
+    assert "two are needed" in refuse(tmp_path, SCRIPT, **flags_for(corpus, tmp_path / "set", pattern="*.mp3"))
+    assert "numbers of dB" in refuse(tmp_path, SCRIPT, **flags_for(corpus, tmp_path / "set", snr_levels="loud"))
+    assert "no triplet could be made" in refuse(
+        tmp_path, SCRIPT, **flags_for(corpus, tmp_path / "set", audio_len=60, nfiles=2)
+    )
+
+
+def test_levels_of_the_original_and_mended(corpus, tmp_path):
+    """The original leaves enrolments of its test sets as they are; otherwise they are at -23 LUFS."""
+    for name, parity in (("parity", True), ("mended", False)):
+        flags = flags_for(corpus, tmp_path / name, nfiles=3, parity=parity)
+        succeed(tmp_path, SCRIPT, "--test", **flags)
+        for row in librispeech_mix.read_manifest(tmp_path / name):
+            source = soundfile.read(corpus / row["reference_source"])[0]
+            enrolment = signals_of(tmp_path / name, row["name"], "part")["enrolment"]
+            if parity:
+                np.testing.assert_array_equal(enrolment, source)
+            else:
+                assert pyloudnorm.Meter(RATE).integrated_loudness(enrolment) == pytest.approx(-23, abs=0.05)
+
+
+# Lists --------------------------------------------------------------------------------------------
+
+
+def listed(batches):
+    return [{key: value.numpy() for key, value in batch.items()} for batch in batches]
+
+
+def assert_same_batches(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+def test_layouts_are_read_alike(made, tmp_path):
+    """The same files as mix/refs/targets and by lists, one of another rate and one with two channels."""
+    records = triplets.read_triplets(made / "tt")
+    assert [triplet.label for triplet in records] == [
+        triplets.speakers_of(records).index(triplet.speaker) for triplet in records
+    ]
+    plain = listed(triplet_dataset.evaluate(triplet_dataset.triplet_set(records, RATE)))
+    lists = {name: [] for name in ("mix", "ref", "aux")}
+    for i, (triplet, batch) in enumerate(zip(records, plain)):
+        paths = (triplet.mixture, triplet.target, *triplet.enrolments)
+        for (name, lines), path in zip(lists.items(), paths):
+            target = path
+            if i == 1:  # another format and a second channel, which is not looked at
+                target = str(tmp_path / f"{name}.flac")
+                samples = read_mono(path)
+                soundfile.write(target, np.stack([samples, np.zeros_like(samples)], axis=1), RATE)
+            lines.append(f"utta{i}_1.5_uttb{i}_-1.5_{triplet.speaker}{i} {target}\n")
+        for kind, path in zip(("mixture", "target", "enrolment"), paths):
+            np.testing.assert_array_equal(batch[kind][0], read_mono(path))
+        assert batch["samples"] == len(batch["mixture"][0])
+    for name, lines in lists.items():
+        (tmp_path / f"{name}.scp").write_text("".join(lines))
+    (tmp_path / "train.spk").write_text("".join(f"{s}\n" for s in triplets.speakers_of(records)))
+    speakers = triplets.read_speakers(tmp_path / "train.spk")
+    by_lists = triplet_dataset.triplet_set(triplets.read_triplets(tmp_path, speakers), RATE)
+    assert_same_batches(listed(triplet_dataset.evaluate(by_lists)), plain)
+
+    (tmp_path / "durations.txt").write_text("".join(f"utta{i} 0.75\nuttb{i} 9\n" for i in range(len(records))))
+    durations = triplets.read_durations(tmp_path / "durations.txt")
+    cut = triplet_dataset.triplet_set(triplets.read_triplets(tmp_path, speakers, durations=durations), RATE)
+    for short, whole in zip(listed(triplet_dataset.evaluate(cut)), plain):
+        assert short["samples"] == 6000
+        for kind in ("mixture", "target"):
+            np.testing.assert_array_equal(short[kind], whole[kind][:, :6000])
+        np.testing.assert_array_equal(short["enrolment"], whole["enrolment"])
+
+
+def test_labels_of_another_set(made):
+    train = triplets.speakers_of(triplets.read_triplets(made / "tr"))
+    some = triplets.read_triplets(made / "tt", speakers=train[1:])
+    for triplet in some:
+        expected = train.index(triplet.speaker) - 1 if triplet.speaker in train else -1
+        assert triplet.label == expected
+    triplets.require_labels(triplets.read_triplets(made / "tr"), len(train))
+    with pytest.raises(UserError, match=f"there are {len(train) - 1} classes"):
+        triplets.require_labels(triplets.read_triplets(made / "tr"), len(train) - 1)
+
+
+def test_files_that_do_not_belong_together(made, tmp_path):
+    with pytest.raises(UserError, match="no part/"):
+        triplets.read_triplets(tmp_path)
+    for kind in ("mixed", "target", "ref"):
+        write_pcm16(tmp_path / "part" / f"1_2_000000_0-{kind}.wav", np.ones(9), RATE)
+    write_pcm16(tmp_path / "part" / "1_2_000001_0-ref.wav", np.ones(9), RATE)
+    with pytest.raises(UserError, match="1_2_000001_0-mixed.wav is missing"):
+        triplets.read_triplets(tmp_path)
+    for folder, name in (("mix", "1_2_x"), ("targets", "1_2_y"), ("refs", "2_1_z")):
+        write_pcm16(tmp_path / "other" / folder / f"{name}.wav", np.ones(9), RATE)
+    with pytest.raises(UserError, match="not of the same talkers"):
+        triplets.read_triplets(tmp_path / "other")
+    for name, key in (("mix", "a_1_b_-1_c"), ("ref", "a_1_b_-1_c"), ("aux", "a_1_b_-1_d")):
+        (tmp_path / f"{name}.scp").write_text(f"{key} x.wav\n")
+    with pytest.raises(UserError, match="aux.scp, entry 1: other keys"):
+        triplets.read_triplets(tmp_path)
+
+
+def test_a_folder_is_looked_at_anew(corpus, tmp_path):
+    """Nothing is remembered under the name of a folder."""
+    succeed(tmp_path, SCRIPT, **flags_for(corpus, tmp_path / "set", nfiles=2))
+    first = triplets.read_triplets(tmp_path / "set")
+    succeed(tmp_path, SCRIPT, "--overwrite", **flags_for(corpus, tmp_path / "set", nfiles=3, seed=5))
+    assert {t.name for t in triplets.read_triplets(tmp_path / "set")} == {
+        row["name"] for row in librispeech_mix.read_manifest(tmp_path / "set")
+    } != {t.name for t in first}
+
+
+# Batches ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tt(made):
+    return triplet_dataset.triplet_set(triplets.read_triplets(made / "tt"), RATE)
+
+
+@pytest.fixture(scope="module")
+def pool(corpus):
+    return triplet_dataset.talker_pool(corpus, librispeech_mix.find_speakers(corpus), RATE)
+
+
+@pytest.fixture(params=["crops", "shortest", "chunks", "mixed"])
+def pipeline(request, tt, pool):
+    """epoch, seed, skip, share -> batches of 2."""
+    given = dict(seed=5, epoch=0)
+    if request.param == "crops":
+        return lambda **named: triplet_dataset.training_batches(
+            tt, 2, segment_samples=9000, enrolment_samples=8000, gain_db=(-6, 6), **given | named
+        )
+    if request.param == "shortest":
+        return lambda **named: triplet_dataset.shortest_batches(tt, 2, **given | named)
+    if request.param == "chunks":
+        return lambda **named: triplet_dataset.chunk_batches(tt, 8000, 4000, 2, **given | named)
+    return lambda **named: triplet_dataset.mixed_batches(pool, 2, 4, 6000, **given | named)
+
+
+def test_an_epoch_depends_on_seed_and_epoch_alone(pipeline):
+    first = listed(pipeline(epoch=1))
+    assert_same_batches(first, listed(pipeline(epoch=1)))
+    for other in (listed(pipeline(epoch=2)), listed(pipeline(epoch=1, seed=6))):
+        assert any(
+            a["mixture"].shape != b["mixture"].shape or (a["mixture"] != b["mixture"]).any()
+            for a, b in zip(first, other)
+        )
+    assert_same_batches(listed(pipeline(epoch=1, skip=1)), first[1:])
+    assert listed(pipeline(epoch=1, skip=len(first))) == []
+
+
+def test_shares_are_the_pieces_of_the_global_batch(pipeline):
+    whole = listed(pipeline(epoch=1))
+    first, second = (listed(pipeline(epoch=1, share=dataset.Share(2, i, 1))) for i in range(2))
+    joined = [{key: np.concatenate([x[key], y[key]]) for key in x} for x, y in zip(first, second, strict=True)]
+    assert_same_batches(joined, whole)
+
+
+def test_batches_are_what_they_say(pipeline):
+    batches = listed(pipeline())
+    assert batches
+    for batch in batches:
+        assert {key: value.dtype.name for key, value in batch.items()} == dict.fromkeys(
+            ("mixture", "target", "enrolment"), "float32"
+        ) | dict.fromkeys(("samples", "enrolment_samples", "speaker", "index"), "int32")
+        assert batch["mixture"].shape == batch["target"].shape
+        assert batch["enrolment"].shape[1] == batch["enrolment_samples"].max()
+        specs = dataset.free_lengths({key: np.asarray(value) for key, value in batch.items()})
+        assert specs["enrolment"].shape.as_list() == [None, None]
+        for mixture, samples in zip(batch["mixture"], batch["samples"]):
+            assert np.any(mixture[:samples]) and not np.any(mixture[samples:])
+
+
+def test_one_gain_for_mixture_and_target(tt):
+    """What is not the target keeps its size relative to the target, whatever the gain."""
+    plain = listed(triplet_dataset.training_batches(tt, 1, seed=0, epoch=0))
+    louder = listed(triplet_dataset.training_batches(tt, 1, seed=0, epoch=0, gain_db=(6, 12)))
+    gains = []
+    for a, b in zip(plain, louder, strict=True):
+        gain = np.linalg.norm(b["mixture"]) / np.linalg.norm(a["mixture"])
+        np.testing.assert_allclose(b["target"], gain * a["target"], atol=1e-5)
+        gains += [gain, np.linalg.norm(b["enrolment"]) / np.linalg.norm(a["enrolment"])]
+    assert len(set(np.round(gains, 3))) == len(gains) and 1.99 < min(gains) < max(gains) < 4
+
+
+def test_chunks_hold_the_whole_mixture(tt):
+    taken = {}
+    for batch in listed(triplet_dataset.chunk_batches(tt, 8000, 4000, 1, seed=0, epoch=0)):
+        taken.setdefault(int(batch["index"][0]), []).append(batch)
+    assert sum(map(len, taken.values())) == triplet_dataset.chunk_count(tt, 8000, 4000)
+    for line, batches in taken.items():
+        mixture, target = read_mono(tt.triplets[line].mixture), read_mono(tt.triplets[line].target)
+        starts = []
+        for batch in batches:
+            (start,) = [s for s in range(len(mixture) - 7999) if np.array_equal(batch["mixture"][0], mixture[s : s + 8000])]
+            np.testing.assert_array_equal(batch["target"][0], target[start : start + 8000])
+            starts.append(start)
+        assert set(np.diff(sorted(starts))) <= {4000} and min(starts) <= len(mixture) % 4000
+    assert triplet_dataset.chunks(3999, 8000, 4000, random.Random(0)) == []
+
+
+def test_evaluation_pads_to_the_longest_and_names_what_fills_up(tt):
+    alone = listed(triplet_dataset.evaluation_batches(tt))
+    batches = listed(triplet_dataset.evaluation_batches(tt, 2))
+    rows = [{key: value[i] for key, value in batch.items()} for batch in batches for i in range(2)]
+    assert [row["index"] for row in rows] == [0, 1, 2, 3, 4, -1]
+    for row, (batch) in zip(rows, alone):
+        for kind, samples in (("mixture", row["samples"]), ("enrolment", row["enrolment_samples"])):
+            np.testing.assert_array_equal(row[kind][:samples], batch[kind][0])
+            assert not np.any(row[kind][samples:])
+
+
+def test_dynamic_mixtures_are_of_two_talkers_and_another_utterance(pool):
+    talkers, files, starts, lengths, ratios = triplet_dataset.draw_mixed_triplets(pool, 400, 6000, 0, (-3, 3), 0, 0)
+    talker_of = np.repeat(np.arange(6), PER_TALKER)
+    assert (talker_of[files[:, 0]] == talkers).all() and (talker_of[files[:, 2]] == talkers).all()
+    assert (talker_of[files[:, 1]] != talkers).all() and (files[:, 0] != files[:, 2]).all()
+    assert len({tuple(row) for row in files[:, [0, 2]]}) == 6 * PER_TALKER * (PER_TALKER - 1)  # every pair comes up
+    assert (starts >= 0).all() and (starts[:, 2] == 0).all()
+    assert (starts[:, :2] + 6000 <= pool.files.samples[files[:, :2]]).all()
+    batches = listed(triplet_dataset.mixed_batches(pool, 4, 3, 6000, seed=0, epoch=0, snr_db=(-3, 3)))
+    for batch in batches:
+        target, noise = (np.sum(x**2, axis=1) for x in (batch["target"], batch["mixture"] - batch["target"]))
+        assert (np.abs(10 * np.log10(target / noise)) < 3.01).all()
+        for enrolment, samples in zip(batch["enrolment"], batch["enrolment_samples"]):
+            assert 20 * np.log10(np.sqrt(np.mean(enrolment[:samples] ** 2))) == pytest.approx(-23, abs=0.1)
+
+
+def test_dynamic_mixing_needs_two_talkers_with_two_utterances(corpus):
+    paths = librispeech_mix.find_speakers(corpus)
+    with pytest.raises(UserError, match="1 of 2 talkers"):
+        triplet_dataset.talker_pool(corpus, {"100": paths["100"], "101": paths["101"][:1]}, RATE)
+    with pytest.raises(UserError, match="talker 100 is not among the 1 classes"):
+        triplet_dataset.talker_pool(corpus, paths, RATE, speakers=["101"])
+
+
+def test_a_file_that_went_bad_is_named(made, tmp_path, corpus):
+    succeed(tmp_path, SCRIPT, **flags_for(corpus, tmp_path / "set", nfiles=2))
+    records = triplets.read_triplets(tmp_path / "set")
+    some = triplet_dataset.triplet_set(records, RATE)
+    with open(records[1].target, "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(UserError, match=os.path.basename(records[1].target)):
+        list(triplet_dataset.evaluate(some))
