@@ -76,8 +76,11 @@ def mixing(case, folder):
         group = key.rsplit("/", 1)[0]
         test = group == "out/test"
         snr_db = 0.0 if test else float(group.removeprefix("out/train_snr"))
-        stem = re.match(r"[^_]+_[^_]+_\d+", case[key][0])[0]
-        reference, mixtures = triplet_mixing.make_triplet(*raw, snr_db, settings(test))
+        stem = re.match(r"[^_]+_[^_]+_\d+", case[key][0])[0] if len(case[key]) else ""
+        try:
+            reference, mixtures = triplet_mixing.make_triplet(*raw, snr_db, settings(test))
+        except triplet_mixing.Unusable:
+            mixtures = {}
         loudness, files = [], {}
         for segment, mixed in mixtures.items():
             name = stem if segment is None else f"{stem}_{segment}"
