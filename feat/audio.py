@@ -21,7 +21,6 @@ class WavInfo(NamedTuple):
     sample_rate: int  # Hz
     channels: int
     subtype: str  # soundfile's name of the sample format, such as "PCM_16"
-    format: str = "WAV"  # its name of the kind of file
 
     @property
     def seconds(self):
@@ -43,7 +42,7 @@ def wav_info(path):
         ) from error
     if header.frames == 0:
         raise UserError(f"{path}: holds 0 samples; make it again")
-    return WavInfo(header.frames, header.samplerate, header.channels, header.subtype, header.format)
+    return WavInfo(header.frames, header.samplerate, header.channels, header.subtype)
 
 
 def duration(path):

@@ -80,16 +80,26 @@ def audio_files(paths, sample_rate, resampled=True, parity=False):
     Raises:
       UserError: a file is missing or unusable (see feat.audio.wav_info), or has another rate.
     """
-    infos = parallel_map(wav_info, paths, workers_for(paths), "check files")
-    for path, info in zip(paths, infos, strict=True):
+    headers = parallel_map(_header, paths, workers_for(paths), "check files")
+    for path, (info, _) in zip(paths, headers, strict=True):
         if info.sample_rate != sample_rate and not resampled:
             raise UserError(
                 f"{path}: {info.sample_rate} Hz, {sample_rate} Hz is needed;"
                 f" resample it, e.g. sox IN -r {sample_rate} OUT"
             )
-    samples = [-(-info.frames * sample_rate // info.sample_rate) for info in infos]
-    direct = [(i.format, i.subtype, i.sample_rate) == ("WAV", "PCM_16", sample_rate) for i in infos]
+    samples = [-(-info.frames * sample_rate // info.sample_rate) for info, _ in headers]
+    direct = [
+        is_wav and info.subtype == "PCM_16" and info.sample_rate == sample_rate for info, is_wav in headers
+    ]
     return Files(list(paths), np.array(samples, np.int64), np.array(direct, bool), sample_rate, parity)
+
+
+def _header(path):
+    """(WavInfo, whether the file is a RIFF wav)."""
+    info = wav_info(path)
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return info, start[:4] == b"RIFF" and start[8:] == b"WAVE"
 
 
 def _read_anything(path, begin, end, sample_rate, parity):

@@ -44,9 +44,8 @@ def mixing(case, folder):
     rate = config["sample_rate"]
 
     def settings(test):
-        return MixSettings(
-            rate, config["test_trim_db"] if test else config["trim_db"], config["vad_db"], config["audioLen"], test, True
-        )
+        trim_db = config["test_trim_db" if test else "trim_db"]
+        return MixSettings(rate, trim_db, config["vad_db"], config["audioLen"], test, parity=True)
 
     raw = [case[f"in/{name}_int16"] / 32768 for name in ("target", "noise", "reference")]
     names = ("target", "noise", "reference")

@@ -370,7 +370,8 @@ def test_chunks_hold_the_whole_mixture(tt):
         mixture, target = read_mono(tt.triplets[line].mixture), read_mono(tt.triplets[line].target)
         starts = []
         for batch in batches:
-            (start,) = [s for s in range(len(mixture) - 7999) if np.array_equal(batch["mixture"][0], mixture[s : s + 8000])]
+            chunk = batch["mixture"][0]
+            (start,) = [s for s in range(len(mixture) - 7999) if np.array_equal(chunk, mixture[s : s + 8000])]
             np.testing.assert_array_equal(batch["target"][0], target[start : start + 8000])
             starts.append(start)
         assert set(np.diff(sorted(starts))) <= {4000} and min(starts) <= len(mixture) % 4000
