@@ -95,11 +95,12 @@ def audio_files(paths, sample_rate, resampled=True, parity=False):
 
 
 def _header(path):
-    """(WavInfo, whether the file is a RIFF wav)."""
+    """(WavInfo, whether the file starts like a wav that TensorFlow reads, which excludes the extensible ones)."""
     info = wav_info(path)
     with open(path, "rb") as file:
-        start = file.read(12)
-    return info, start[:4] == b"RIFF" and start[8:] == b"WAVE"
+        start = file.read(22)
+    wav = start[:4] == b"RIFF" and start[8:16] == b"WAVEfmt "
+    return info, wav and start[16:] in (b"\x10\0\0\0\x01\0", b"\x12\0\0\0\x01\0")
 
 
 def _read_anything(path, begin, end, sample_rate, parity):

@@ -14,7 +14,7 @@ import soundfile
 from speech import refuse, run, succeed, voice
 
 from feat import dataset, librispeech_mix, triplet_dataset, triplets
-from feat.audio import read_mono, read_pcm16, write_pcm16
+from feat.audio import read_mono, read_pcm16, resample, resample_sinc, wav_info, write_pcm16
 from feat.files import UserError
 
 SCRIPT = "feat/librispeech_mix.py"
@@ -170,6 +170,11 @@ def test_unusable_files_are_named_and_replaced(tmp_path):
     assert used == {f"t{talker}/{k}.wav" for talker in range(3) for k in range(2)} | {"t2/fast.wav"}
     for path in (tmp_path / "set" / "part").glob("*.wav"):
         assert np.any(read_mono(path, RATE))
+    # The original draws no other triplet in place of one that cannot be made.
+    succeed(tmp_path, SCRIPT, "--parity", **flags_for(folder, tmp_path / "parity", nfiles=30))
+    made = {row["triplet"] for row in librispeech_mix.read_manifest(tmp_path / "parity")}
+    skipped = {row["triplet"] for row in librispeech_mix.read_manifest(tmp_path / "parity", "skipped.jsonl")}
+    assert made and skipped and not made & skipped and made | skipped == set(range(30))
 
 
 def test_corpora_and_flags_that_cannot_work(corpus, tmp_path):
@@ -212,7 +217,7 @@ def assert_same_batches(ours, theirs):
 
 
 def test_layouts_are_read_alike(made, tmp_path):
-    """The same files as mix/refs/targets and by lists, one of another rate and one with two channels."""
+    """The same files as mix/, refs/, targets/ and by lists, two of them in other formats."""
     records = triplets.read_triplets(made / "tt")
     assert [triplet.label for triplet in records] == [
         triplets.speakers_of(records).index(triplet.speaker) for triplet in records
@@ -223,10 +228,10 @@ def test_layouts_are_read_alike(made, tmp_path):
         paths = (triplet.mixture, triplet.target, *triplet.enrolments)
         for (name, lines), path in zip(lists.items(), paths):
             target = path
-            if i == 1:  # another format and a second channel, which is not looked at
-                target = str(tmp_path / f"{name}.flac")
-                samples = read_mono(path)
-                soundfile.write(target, np.stack([samples, np.zeros_like(samples)], axis=1), RATE)
+            if i in (1, 2):  # other formats, with a second channel, which is not looked at
+                target = str(tmp_path / (f"{name}.flac" if i == 1 else f"{name}.wav"))
+                both = np.stack([read_mono(path), np.zeros(wav_info(path).frames)], axis=1)
+                soundfile.write(target, both, RATE, "PCM_16", format="FLAC" if i == 1 else "WAVEX")
             lines.append(f"utta{i}_1.5_uttb{i}_-1.5_{triplet.speaker}{i} {target}\n")
         for kind, path in zip(("mixture", "target", "enrolment"), paths):
             np.testing.assert_array_equal(batch[kind][0], read_mono(path))
@@ -397,10 +402,13 @@ def test_dynamic_mixtures_are_of_two_talkers_and_another_utterance(pool):
     assert len({tuple(row) for row in files[:, [0, 2]]}) == 6 * PER_TALKER * (PER_TALKER - 1)  # every pair comes up
     assert (starts >= 0).all() and (starts[:, 2] == 0).all()
     assert (starts[:, :2] + 6000 <= pool.files.samples[files[:, :2]]).all()
-    batches = listed(triplet_dataset.mixed_batches(pool, 4, 3, 6000, seed=0, epoch=0, snr_db=(-3, 3)))
-    for batch in batches:
+    given = dict(seed=0, epoch=0, snr_db=(-3, 3))
+    plain = listed(triplet_dataset.mixed_batches(pool, 4, 3, 6000, **given))
+    louder = listed(triplet_dataset.mixed_batches(pool, 4, 3, 6000, gain_db=(3, 6), **given))
+    for batch in plain + louder:
         target, noise = (np.sum(x**2, axis=1) for x in (batch["target"], batch["mixture"] - batch["target"]))
         assert (np.abs(10 * np.log10(target / noise)) < 3.01).all()
+    for batch in plain:
         for enrolment, samples in zip(batch["enrolment"], batch["enrolment_samples"]):
             assert 20 * np.log10(np.sqrt(np.mean(enrolment[:samples] ** 2))) == pytest.approx(-23, abs=0.1)
 
@@ -411,6 +419,25 @@ def test_dynamic_mixing_needs_two_talkers_with_two_utterances(corpus):
         triplet_dataset.talker_pool(corpus, {"100": paths["100"], "101": paths["101"][:1]}, RATE)
     with pytest.raises(UserError, match="talker 100 is not among the 1 classes"):
         triplet_dataset.talker_pool(corpus, paths, RATE, speakers=["101"])
+
+
+def test_other_rates_are_resampled_or_refused(tmp_path):
+    signals = {name: voice(0, i, 0.7, 22050) for i, name in enumerate(("mixture", "target", "enrolment"))}
+    for name, samples in signals.items():
+        write_pcm16(tmp_path / f"{name}.wav", samples, 22050)
+    paths = {name: str(tmp_path / f"{name}.wav") for name in signals}
+    record = triplets.Triplet("one", paths["mixture"], paths["target"], (paths["enrolment"],), "a", 0)
+    for parity, change in ((False, resample), (True, resample_sinc)):
+        some = triplet_dataset.triplet_set([record], RATE, parity=parity)
+        (batch,) = listed(triplet_dataset.evaluate(some))
+        for name, path in paths.items():
+            expected = change(read_mono(path), 22050, RATE)
+            np.testing.assert_allclose(batch[name][0], expected, atol=1e-6)
+            clean = resample(signals[name], 22050, RATE)
+            np.testing.assert_allclose(batch[name][0][500:-500], clean[500:-500], atol=0.02)
+        assert batch["samples"] == len(expected)
+    with pytest.raises(UserError, match="22050 Hz, 8000 Hz is needed"):
+        triplet_dataset.triplet_set([record], RATE, resampled=False)
 
 
 def test_a_file_that_went_bad_is_named(made, tmp_path, corpus):
