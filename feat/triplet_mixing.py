@@ -206,7 +206,7 @@ def mix_at_snr(target, noise, snr_db):
     """
     energies = np.linalg.norm(target), np.linalg.norm(noise)
     if not all(energies):
-        raise Unusable("the target is silent" if energies[1] else "the interferer is silent")
+        raise Unusable(f"the {'interferer' if energies[0] else 'target'} is silent")
     gain = energies[0] / 10 ** (snr_db / 20) / energies[1]
     return target + gain * noise, gain
 

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from speech import refuse, run, succeed, voice
 
-from feat import dataset, librispeech_mix, triplet_dataset, triplets
+from feat import dataset, librispeech_mix, triplet_dataset, triplet_mixing, triplets
 from feat.audio import read_mono, read_pcm16, resample, resample_sinc, wav_info, write_pcm16
 from feat.files import UserError
 
@@ -133,9 +133,12 @@ def test_a_lost_file_comes_back_and_other_settings_are_refused(corpus, made, tmp
     flags = flags_for(corpus, tmp_path / "set", nfiles=4)
     succeed(tmp_path, SCRIPT, **flags)
     before = contents(tmp_path / "set")
-    next((tmp_path / "set" / "part").glob("*-target.wav")).unlink()
+    lost = next((tmp_path / "set" / "part").glob("*-target.wav"))
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "set" / "part").iterdir() if path != lost}
+    lost.unlink()
     assert "1 triplets made now" in succeed(tmp_path, SCRIPT, **flags)
     assert contents(tmp_path / "set") == before
+    assert {path: path.stat().st_mtime_ns for path in written} == written
     assert "--overwrite" in refuse(tmp_path, SCRIPT, **flags | dict(seed=3))
     assert contents(tmp_path / "set") == before
 
@@ -201,6 +204,37 @@ def test_levels_of_the_original_and_mended(corpus, tmp_path):
                 assert pyloudnorm.Meter(RATE).integrated_loudness(enrolment) == pytest.approx(-23, abs=0.05)
 
 
+def test_nothing_clips_unless_in_parity():
+    """Clicks have so little loudness that -23 LUFS is beyond full scale."""
+    clicks = np.zeros((3, 3 * RATE))
+    for i, signal in enumerate(clicks):
+        signal[::400] = 0.5 + 0.1 * i
+        signal[7 * i + 5 :: 613] = -0.3
+    for parity in (False, True):
+        settings = triplet_mixing.MixSettings(RATE, None, 20, 1, test=True, parity=parity)
+        reference, mixtures = triplet_mixing.make_triplet(*clicks, 0.0, settings)
+        mixed = mixtures[None]
+        peaks = [np.abs(signal).max() for signal in (mixed.mixture, mixed.target)]
+        assert min(peaks) > 1 if parity else max(peaks) <= 1 and np.abs(reference.signal).max() <= 1
+        np.testing.assert_allclose(mixed.target, mixed.target_gain * clicks[0])
+        both = mixed.mixture_target_gain * clicks[0] + mixed.mixture_noise_gain * clicks[1]
+        np.testing.assert_allclose(mixed.mixture, both)
+    assert triplet_mixing.pcm16(np.array([2, -2, 0.99999, -1e-6]), parity=True).tolist() == [32767, -32768, 32767, -1]
+
+
+def test_a_silent_segment_is_left_out_alone(tmp_path):
+    """With pauses kept, the second second of every utterance is digital silence."""
+    for talker in range(2):
+        for k in range(2):
+            samples = voice(talker, k, 3.5)
+            samples[RATE : 2 * RATE] = 0
+            write_pcm16(tmp_path / "corpus" / str(talker) / f"{k}.wav", samples, RATE)
+    out = succeed(tmp_path, SCRIPT, **flags_for(tmp_path / "corpus", tmp_path / "set", nfiles=2, trim_db=0, vad_db=200))
+    rows = librispeech_mix.read_manifest(tmp_path / "set")
+    assert [(row["triplet"], row["segment"]) for row in rows] == [(0, 0), (0, 2), (1, 0), (1, 2)]
+    assert "segment 1: the target is silent" in out
+
+
 # Lists --------------------------------------------------------------------------------------------
 
 
@@ -255,10 +289,11 @@ def test_layouts_are_read_alike(made, tmp_path):
 
 def test_labels_of_another_set(made):
     train = triplets.speakers_of(triplets.read_triplets(made / "tr"))
-    some = triplets.read_triplets(made / "tt", speakers=train[1:])
-    for triplet in some:
-        expected = train.index(triplet.speaker) - 1 if triplet.speaker in train else -1
-        assert triplet.label == expected
+    wanted = triplets.read_triplets(made / "tt")[0].speaker
+    others = [speaker for speaker in train if speaker != wanted]
+    labels = {t.speaker: t.label for t in triplets.read_triplets(made / "tt", speakers=others)}
+    assert labels[wanted] == triplets.UNKNOWN and len(labels) > 1
+    assert all(others[label] == speaker for speaker, label in labels.items() if label != triplets.UNKNOWN)
     triplets.require_labels(triplets.read_triplets(made / "tr"), len(train))
     with pytest.raises(UserError, match=f"there are {len(train) - 1} classes"):
         triplets.require_labels(triplets.read_triplets(made / "tr"), len(train) - 1)
