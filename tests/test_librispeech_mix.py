@@ -207,9 +207,9 @@ def test_levels_of_the_original_and_mended(corpus, tmp_path):
 def test_nothing_clips_unless_in_parity():
     """Clicks have so little loudness that -23 LUFS is beyond full scale."""
     clicks = np.zeros((3, 3 * RATE))
-    for i, signal in enumerate(clicks):
-        signal[::400] = 0.5 + 0.1 * i
-        signal[7 * i + 5 :: 613] = -0.3
+    for i, row in enumerate(clicks):
+        row[::400] = 0.5 + 0.1 * i
+        row[7 * i + 5 :: 613] = -0.3
     for parity in (False, True):
         settings = triplet_mixing.MixSettings(RATE, None, 20, 1, test=True, parity=parity)
         reference, mixtures = triplet_mixing.make_triplet(*clicks, 0.0, settings)
