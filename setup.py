@@ -3,6 +3,7 @@
 from setuptools import setup
 
 corpus = ["espeakng-loader==0.2.4"]
+convert = ["torch>=2.6"]
 demo = ["gradio>=6.31"]
 export = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.31", "ai-edge-litert>=2.3"]
 metrics = ["fast-bss-eval>=0.1.4", "pystoi>=0.4.1"]
@@ -28,6 +29,7 @@ setup(
         *metrics,
     ],
     extras_require={
+        "convert": convert,
         "corpus": corpus,
         "demo": demo,
         "export": export,

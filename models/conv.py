@@ -121,6 +121,39 @@ def convolve(x, kernel, same):
     return ops.conv(x, kernel, strides=1, padding="same" if same else "valid", data_format="channels_last")
 
 
+def pointwise(x, kernel, bias=None):
+    """[..., in] times kernel [in, out], plus bias [out] if there is one."""
+    flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), kernel)
+    if bias is not None:
+        flat = flat + bias
+    return ops.reshape(flat, (*ops.shape(x)[:-1], kernel.shape[-1]))
+
+
+def dilated_depthwise(x, kernel, dilation, causal=False):
+    """Depthwise convolution along frames, with zeros around x that keep their number.
+
+    Args:
+        x: [batch, frames, channels].
+        kernel: [taps, channels, 1], oldest tap first; an odd number of taps.
+        dilation: frames between taps.
+        causal: the newest tap is on the current frame, not the middle one.
+    """
+    # Frame t in row t // dilation, column t % dilation: the taps are neighbouring rows then, and no frame is moved,
+    # which a dilated convolution does twice.
+    batch, frames, channels = ops.shape(x)
+    before = (kernel.shape[0] - 1) * dilation if causal else 0
+    rows = (frames + dilation - 1) // dilation  # ONNX divides negative integers otherwise
+    x = ops.pad(x, ((0, 0), (before, rows * dilation - frames), (0, 0)))
+    y = ops.depthwise_conv(
+        ops.reshape(x, (batch, -1, dilation, channels)),
+        ops.expand_dims(kernel, 1),
+        strides=1,
+        padding="valid" if causal else "same",
+        data_format="channels_last",
+    )
+    return ops.slice(ops.reshape(y, (batch, -1, channels)), (0, 0, 0), (batch, frames, channels))
+
+
 # Layers -------------------------------------------------------------------------------------------
 
 
@@ -248,29 +281,34 @@ class FrequencyMapping(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("deep_casa")
 class PointwiseConv(keras.layers.Layer):
-    """1x1 convolution with bias: [..., in] -> [..., filters]. Kernel layout (in, filters).
+    """1x1 convolution: [..., in] -> [..., filters]. Kernel layout (in, filters).
 
     keras.layers.Dense is the same in a score of small operations, which TensorFlow pays for one by one.
     """
 
-    def __init__(self, filters, kernel_initializer=None, **kwargs):
+    def __init__(self, filters, kernel_initializer=None, bias_initializer="zeros", use_bias=True, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
         self.kernel_initializer = kernel_initializer or truncated_normal()
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.use_bias = use_bias
 
     def build(self, input_shape):
         shape = (input_shape[-1], self.filters)
         self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
-        self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(shape=(self.filters,), initializer=self.bias_initializer, name="bias")
 
     def call(self, x):
-        flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), self.kernel) + self.bias
-        return ops.reshape(flat, (*ops.shape(x)[:-1], self.filters))
+        return pointwise(x, self.kernel, self.bias)
 
     def get_config(self):
         return super().get_config() | {
             "filters": self.filters,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "use_bias": self.use_bias,
         }
 
 
@@ -308,20 +346,7 @@ class DilatedDepthwiseConv1D(keras.layers.Layer):
             current = ops.reshape(ops.one_hot(2 if self.causal else 1, 3), (3, 1, 1))
             kept = ops.maximum(ops.cast(drawn < self.tap_keep, "float32"), current)
             kernel = kernel * ops.cast(kept, kernel.dtype)
-        # Frame t in row t // dilation, column t % dilation: the taps are neighbouring rows then, and no frame is moved,
-        # which a dilated convolution does twice.
-        batch, frames, channels = ops.shape(x)
-        before = 2 * self.dilation if self.causal else 0
-        rows = (frames + self.dilation - 1) // self.dilation  # ONNX divides negative integers otherwise
-        x = ops.pad(x, ((0, 0), (before, rows * self.dilation - frames), (0, 0)))
-        y = ops.depthwise_conv(
-            ops.reshape(x, (batch, -1, self.dilation, channels)),
-            kernel[:, None],
-            strides=1,
-            padding="valid" if self.causal else "same",
-            data_format="channels_last",
-        )
-        return ops.slice(ops.reshape(y, (batch, -1, channels)), (0, 0, 0), (batch, frames, channels))
+        return dilated_depthwise(x, kernel, self.dilation, self.causal)
 
     def get_config(self):
         return super().get_config() | {

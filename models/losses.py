@@ -93,6 +93,61 @@ def utterance_pit_snr(estimates, references):
     return ops.max(totals, axis=-1) / talkers
 
 
+def si_sdr(estimates, references):
+    """Scale-invariant signal-to-distortion ratio in dB, means kept: [..., samples] -> [...].
+
+    As torchmetrics defines it, with float32's machine epsilon beside every sum, so that silent and perfect
+    estimates have finite values; 0 where both signals are silent. Source: ir4kgl/ss_dla.
+    """
+    epsilon = float(np.finfo("float32").eps)
+    energy = ops.sum(ops.square(references), axis=-1, keepdims=True)
+    scale = (ops.sum(estimates * references, axis=-1, keepdims=True) + epsilon) / (energy + epsilon)
+    target = scale * references
+    signal = ops.sum(ops.square(target), axis=-1) + epsilon
+    noise = ops.sum(ops.square(target - estimates), axis=-1) + epsilon
+    return float(10.0 / np.log(10.0)) * (ops.log(signal) - ops.log(noise))
+
+
+def si_snr(estimates, references):
+    """The same ratio with means removed, as gemengtju/SpEx_Plus computes it: [..., samples] -> [...].
+
+    Held within about +-160 dB; the gradient of a silent estimate or reference is 0.
+    """
+    epsilon = 1e-8
+    estimates, references = (x - ops.mean(x, axis=-1, keepdims=True) for x in (estimates, references))
+    energy = ops.sum(ops.square(references), axis=-1, keepdims=True)
+    target = ops.sum(estimates * references, axis=-1, keepdims=True) * references / (energy + epsilon)
+    ratio = _norm(target) / (_norm(estimates - target) + epsilon)
+    return float(20.0 / np.log(10.0)) * ops.log(epsilon + ratio)
+
+
+def _norm(x):
+    """Euclidean norm over the last axis, whose gradient at 0 is 0."""
+    energy = ops.sum(ops.square(x), axis=-1)
+    zero = energy <= 0.0
+    return ops.where(zero, 0.0, ops.sqrt(ops.where(zero, 1.0, energy)))
+
+
+def extraction_loss(estimates, reference, ratio=si_sdr, middle=0.1, long=0.1):
+    """Negative weighted ratio of SpEx+'s three estimates: [batch], dB.
+
+    Args:
+        estimates: (short, middle, long), each [batch, samples].
+        reference: [batch, samples].
+        ratio: si_sdr or si_snr.
+        middle, long: weights; that of short is what they leave of 1.
+    """
+    weights = (1.0 - middle - long, middle, long)
+    return -sum(weight * ratio(estimate, reference) for weight, estimate in zip(weights, estimates))
+
+
+def cross_entropy(logits, labels):
+    """Softmax cross-entropy of [batch, classes] with int labels [batch]: [batch]. Labels below 0 cost nothing."""
+    known = labels >= 0
+    costs = ops.sparse_categorical_crossentropy(ops.maximum(labels, 0), logits, from_logits=True)
+    return ops.where(known, costs, 0.0)
+
+
 def grouping_targets(costs, frame_mask=None):
     """What sequential grouping learns from the tPIT costs [batch, frames, C!].
 

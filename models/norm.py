@@ -77,6 +77,83 @@ class CumulativeNorm(ScaledNorm):
         return (x - (origin + mean_deviation)) * scale + self.beta
 
 
+@keras.saving.register_keras_serializable("deep_casa")
+class ChannelNorm(ScaledNorm):
+    """Layer norm over the channels of each frame.
+
+    Input and output: [batch, ..., channels]. The "cLN" of Conv-TasNet's PyTorch reimplementations.
+    """
+
+    def __init__(self, epsilon=1e-5, **kwargs):
+        super().__init__(epsilon, **kwargs)
+
+    def call(self, x):
+        mean, variance = ops.moments(x, axes=[-1], keepdims=True)
+        return (x - mean) * (ops.rsqrt(variance + self.epsilon) * self.gamma) + self.beta
+
+
+@keras.saving.register_keras_serializable("deep_casa")
+class BatchNorm(ScaledNorm):
+    """Batch norm as PyTorch computes it: the moving variance takes up the unbiased variance of a batch.
+
+    Input and output: [batch, frames, channels].
+
+    Args:
+        momentum: share of the old value that the moving statistics keep.
+    """
+
+    def __init__(self, epsilon=1e-5, momentum=0.9, **kwargs):
+        super().__init__(epsilon, **kwargs)
+        self.momentum = momentum
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        shape = input_shape[-1:]
+        self.moving_mean = self.add_weight(shape=shape, initializer="zeros", trainable=False, name="moving_mean")
+        self.moving_variance = self.add_weight(shape=shape, initializer="ones", trainable=False, name="moving_variance")
+
+    def call(self, x, training=False, frame_mask=None):
+        """With frame_mask [batch, frames, 1] only the frames that have 1 count in the statistics."""
+        mean, variance = self.moving_mean, self.moving_variance
+        if training:
+            if frame_mask is None:
+                batch, frames, _ = ops.shape(x)
+                count = ops.cast(batch * frames, "float32")
+                mean, variance = ops.moments(x, axes=[0, 1])
+            else:
+                count = ops.maximum(ops.sum(frame_mask), 1.0)
+                mean = ops.sum(x * frame_mask, axis=[0, 1]) / count
+                variance = ops.sum(ops.square(x - mean) * frame_mask, axis=[0, 1]) / count
+            unbiased = variance * count / ops.maximum(count - 1.0, 1.0)
+            for moving, new in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
+                moving.assign(self.momentum * moving + (1.0 - self.momentum) * ops.stop_gradient(new))
+        scale = self.gamma * ops.rsqrt(variance + self.epsilon)
+        return x * scale + (self.beta - mean * scale)
+
+    def get_config(self):
+        return super().get_config() | {"momentum": self.momentum}
+
+
+def frame_statistics(x, frame_mask=None):
+    """Mean and biased variance of every item of [batch, frames, channels], in float32: [batch, 1, 1] twice.
+
+    For maps whose mean is not large against their deviation, such as those behind a rectifier: the variance is
+    the mean square less the square of the mean, which reads x without writing as much again.
+
+    Args:
+        frame_mask: [batch, frames, 1]; where it is 0, x must be 0 and is not counted.
+    """
+    x = ops.cast(x, "float32")
+    _, frames, channels = ops.shape(x)
+    if frame_mask is None:
+        count = ops.cast(frames * channels, "float32")
+    else:
+        count = ops.maximum(ops.sum(frame_mask, axis=(1, 2), keepdims=True), 1.0) * channels
+    mean = ops.sum(x, axis=(1, 2), keepdims=True) / count
+    power = ops.sum(ops.square(x), axis=(1, 2), keepdims=True) / count
+    return mean, ops.maximum(power - ops.square(mean), 0.0)
+
+
 def batch_norm(name):
     """Batch norm of the causal Dense-UNet: over all axes but channels, moving statistics decaying by 0.999."""
     return keras.layers.BatchNormalization(momentum=0.999, epsilon=1e-3, dtype="float32", name=name)

@@ -5,7 +5,8 @@ with the weights, the optimiser's variables and the state of the training loop a
 beside it says which system it is, its constructor arguments and its sample rate; the text file `best`
 names the checkpoint with the best validation score and may be given wherever a prefix may.
 
-A checkpoint of the original (TF 1.15 Saver) is told by the names inside.
+A checkpoint of the original (TF 1.15 Saver), or of a reference implementation in PyTorch, is told by the names
+inside.
 """
 
 import glob
@@ -20,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from feat.files import UserError, brief, write_text
-from nn import reference_checkpoint
+from nn import reference_checkpoint, torch_checkpoint
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 LOOP_STATE = "loop" + SUFFIX
@@ -93,7 +94,9 @@ def read_config(prefix):
         return None
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            config = json.load(file)
+        # Reference implementations too put a file of this name beside their checkpoints.
+        return config if "system" in config and "model" in config else None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); restore it or train again") from error
 
@@ -178,15 +181,34 @@ class Reader:
         return (read_config(self.prefix) or {}).get("system", "unknown")
 
 
+    def reference_names(self, model):
+        """{weight of ours: name(s) here}, of a checkpoint of the original."""
+        return reference_checkpoint.reference_names(model)
+
+    def is_surplus(self, name):
+        """Whether a name that no weight of the model has asked for is a weight that the model lacks."""
+        if self.is_reference:
+            return not name.endswith(reference_checkpoint.NOT_WEIGHTS)
+        return name.startswith("weights/")
+
+
+def open_reader(prefix):
+    """Reader of a checkpoint, ours, the original's or one of PyTorch. Raises UserError."""
+    if torch_checkpoint.is_torch_file(prefix):
+        return torch_checkpoint.read(prefix)
+    return Reader(prefix)
+
+
 def _ours(group, name):
     return group + "/" + name.replace(".", "..").replace("/", ".S") + SUFFIX
 
 
-def restore_weights(reader, system, model, averaged=False):
+def restore_weights(reader, system, model, averaged=False, may_differ=()):
     """Assigns the weights of a checkpoint to a model.
 
     Args:
         averaged: take their moving average, if the checkpoint holds one.
+        may_differ: layers that are left as they are if they are of another size.
 
     Raises:
         UserError: it is of another system or another size.
@@ -197,6 +219,13 @@ def restore_weights(reader, system, model, averaged=False):
         )
     for name, variable, array in _matched(reader, model.variables, "weights", model):
         if array.size != np.prod(variable.shape):
+            if name.split("/")[0] in may_differ:
+                continue
+            if name == "classifier/kernel" and array.shape[0] == variable.shape[0]:
+                raise UserError(
+                    f"{reader.prefix}: tells {array.shape[-1]} speakers apart, the model of these flags"
+                    f" {variable.shape[-1]}; give --classes {array.shape[-1]}, or --load to take the rest alone"
+                )
             raise UserError(
                 f"{reader.prefix}: {name} has shape {tuple(array.shape)}, the model of these flags"
                 f" {tuple(variable.shape)}; use the flags that it was trained with"
@@ -209,7 +238,7 @@ def restore_weights(reader, system, model, averaged=False):
 
 def _matched(reader, variables, group, model):
     """(name, variable, array of the checkpoint) for every variable but random states that are not there."""
-    names = reference_checkpoint.reference_names(model) if reader.is_reference else None
+    names = reader.reference_names(model) if reader.is_reference else None
     used = set()
 
     def read(name):
@@ -226,12 +255,7 @@ def _matched(reader, variables, group, model):
             yield name, variable, read(_ours(group, name))
         elif name in names:
             yield name, variable, reference_checkpoint.join(names[name], read)
-    surplus = set(reader.shapes) - used
-    surplus = [
-        name
-        for name in sorted(surplus)
-        if (name.startswith("weights/") if names is None else not name.endswith(reference_checkpoint.NOT_WEIGHTS))
-    ]
+    surplus = sorted(name for name in set(reader.shapes) - used if reader.is_surplus(name))
     if surplus:
         raise UserError(
             f"{reader.prefix}: holds {len(surplus)} weights that the model of these flags lacks, such as"
@@ -248,6 +272,8 @@ def restore_optimizer(reader, model, optimizer):
         for variable in optimizer.variables:
             variable.assign(reader(names[variable.path]))
         return True
+    if isinstance(reader, torch_checkpoint.ArrayReader):
+        return False
     return reference_checkpoint.restore_slots(reader, reader.shapes, model, optimizer)
 
 
@@ -281,6 +307,6 @@ def latest_whole(folder):
 
 def load_for_inference(prefix, system, model):
     """Assigns the weights of a checkpoint, or their moving average, ours or the original's; gives its Reader."""
-    reader = Reader(prefix)
+    reader = open_reader(prefix)
     restore_weights(reader, system, model, averaged=True)
     return reader

@@ -15,6 +15,8 @@ class LoopState:
         best_score, best_step: the best validation so far and the step before which it took place.
         rate: learning rate.
         validated_step: the last step before which validation took place.
+        score: of that validation.
+        plateau_loss, bad_epochs: the loss to beat and the epochs since, of PlateauRule.
     """
 
     step: int = 1
@@ -22,6 +24,9 @@ class LoopState:
     best_step: int = 0
     rate: float = 0.0
     validated_step: int = 0
+    score: float = math.nan
+    plateau_loss: float = math.nan
+    bad_epochs: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +125,103 @@ class AnnealedRule:
         return state.rate
 
 
+class OneCycleRule:
+    """One rise and one fall of the rate along cosines, step by step, while Adam's beta_1 falls and rises.
+
+    The rate starts at 1/25 of its highest value and ends at 1/250000 of it, where it stays.
+
+    Args:
+        total: steps of the cycle.
+        rate: highest learning rate.
+        rise: share of the cycle at whose end the rate is highest.
+        betas: lowest and highest beta_1.
+
+    Source: torch.optim.lr_scheduler.OneCycleLR, as ir4kgl/ss_dla uses it.
+    """
+
+    def __init__(self, total, rate, rise=0.2, betas=(0.85, 0.95)):
+        self.highest = rate
+        self.low = rate / 25
+        self.floor = self.low / 1e4
+        self.top = rise * total - 1
+        self.end = total - 1
+        self.betas = betas
+
+    @property
+    def initial(self):
+        return self.low
+
+    def start_epoch(self, state):
+        """Nothing happens at epochs."""
+
+    def rate(self, state):
+        """Learning rate of step `state.step`."""
+        state.rate = self._value(state.step - 1, self.low, self.highest, self.floor)
+        return state.rate
+
+    def beta_1(self, state):
+        """Adam's beta_1 of step `state.step`."""
+        lowest, highest = self.betas
+        return self._value(state.step - 1, highest, lowest, highest)
+
+    def _value(self, k, first, middle, last):
+        """From `first` at k = 0 to `middle` at the top to `last` at the end."""
+        if k <= self.top:
+            return _cosine(first, middle, k / self.top)
+        return _cosine(middle, last, min(1.0, (k - self.top) / (self.end - self.top)))
+
+
+def _cosine(start, end, done):
+    """Half a cosine from start (done 0) to end (done 1)."""
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * done))
+
+
+class PlateauRule:
+    """Halves the rate when the validation loss has not improved for epochs, and ends training when for longer.
+
+    A loss counts as improvement when it is below (1 - 1e-4) times the best, whatever its sign: a negative loss
+    may then be 0.01 % worse. The first is that of the untrained model.
+
+    Args:
+        rate: initial learning rate.
+        higher_is_better: the score is the negative of a loss.
+        factor: of each fall.
+        patience: epochs without improvement that are borne; the next one makes the rate fall.
+        stop: epochs in a row without a best validation after which training ends; 0: never.
+        least: lowest rate.
+        steps: of an epoch.
+
+    Source: torch.optim.lr_scheduler.ReduceLROnPlateau, as gemengtju/SpEx_Plus uses it.
+    """
+
+    def __init__(self, rate, higher_is_better=False, factor=0.5, patience=2, stop=6, least=1e-8, steps=1):
+        self.initial = rate
+        self.sign = -1.0 if higher_is_better else 1.0
+        self.factor = factor
+        self.patience = patience
+        self.stop = stop
+        self.least = least
+        self.steps = steps
+
+    def start_epoch(self, state):
+        """Called before an epoch's first step, after its validation; says whether training should end."""
+        loss = self.sign * state.score
+        if math.isnan(state.plateau_loss) or loss < state.plateau_loss * (1 - 1e-4):
+            state.plateau_loss, state.bad_epochs = loss, 0
+        else:
+            state.bad_epochs += 1
+        if state.bad_epochs > self.patience:
+            lower = max(self.least, state.rate * self.factor)
+            if state.rate - lower > 1e-8:
+                state.rate = lower
+            state.bad_epochs = 0
+        return bool(self.stop) and state.step - state.best_step >= self.stop * self.steps
+
+    def rate(self, state):
+        """Learning rate of step `state.step`."""
+        return state.rate
+
+
 def run_epochs(
     epochs,
     rule,
@@ -140,7 +242,7 @@ def run_epochs(
 
     Args:
         epochs: Epochs.
-        rule: OriginalRule or AnnealedRule.
+        rule: one of the rules above; training ends early where its start_epoch says so.
         state: LoopState, changed in place.
         train_step: called with (step, rate).
         validate: called with the step; gives the score.
@@ -155,14 +257,15 @@ def run_epochs(
         better = score >= state.best_score if higher_is_better else score <= state.best_score
         if better or math.isnan(state.best_score):
             state.best_score, state.best_step = score, state.step
-        state.validated_step = state.step
+        state.validated_step, state.score = state.step, score
         save(state, state.best_step == state.step)
 
     while state.step <= epochs.total:
         if epochs.starts(state.step):
             if state.validated_step != state.step:
                 judge()
-            rule.start_epoch(state)
+            if rule.start_epoch(state):
+                break
         train_step(state.step, rule.rate(state))
         state.step += 1
         if save_steps and (state.step - 1) % save_steps == 0 and not epochs.starts(state.step):

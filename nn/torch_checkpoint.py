@@ -1,0 +1,275 @@
+"""Checkpoints of the PyTorch reference implementations, by the names of their weights.
+
+SpEx+ has two: ir4kgl/ss_dla ("seed") and gemengtju/SpEx_Plus ("authors"). Which one it is, and the sizes of the
+network, follow from names and shapes inside. Files are read with torch's `weights_only`, which runs nothing that a
+file may hold; torch itself is needed for this alone: pip install "deep-casa[convert]".
+"""
+
+import os
+import pickle
+import re
+import zipfile
+
+import numpy as np
+
+from feat.files import UserError, brief
+from models.spex_plus import BRANCHES, VARIANTS
+
+WEIGHTS = ("state_dict", "model_state_dict")  # under which the two keep them
+
+
+def is_torch_file(path):
+    """Whether a path is a file that torch.save wrote, by its first bytes."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        start = file.read(4)
+    return start[:2] == b"PK" or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04")
+
+
+class ArrayReader:
+    """The arrays of a PyTorch checkpoint by name, their axes reversed, which makes kernels channels-last.
+
+    The same interface as nn.checkpoint.Reader.
+
+    Args:
+        prefix: name of the file, for messages.
+        arrays: {name: array}, in PyTorch's layout.
+    """
+
+    is_reference = True
+
+    def __init__(self, prefix, arrays):
+        self.prefix = prefix
+        self.arrays = {
+            name.removeprefix("module."): np.asarray(array)
+            for name, array in arrays.items()
+            if not name.endswith("num_batches_tracked")
+        }
+        self.shapes = {name: array.shape for name, array in self.arrays.items()}
+        self.variant = variant_of(self.shapes)
+
+    @property
+    def system(self):
+        return "spex_plus" if self.variant else "unknown"
+
+    def __call__(self, name):
+        return self.arrays[name].T
+
+    def reference_names(self, model):
+        """{weight of ours: name here}."""
+        return NAMES[self.variant](model)
+
+    def is_surplus(self, name):
+        """Whether a name that no weight of the model has asked for is a weight that the model lacks."""
+        return True
+
+    def settings(self):
+        """Constructor arguments of SpexPlus that the arrays tell; all but causal and mask."""
+        return SETTINGS[self.variant](self.shapes)
+
+
+def read(path):
+    """ArrayReader of a file.
+
+    Raises:
+        UserError: torch is missing, or the file cannot be read or holds no weights that are known.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f'{path}: a PyTorch checkpoint; to read it, pip install "deep-casa[convert]"') from error
+    try:
+        # Configuration objects of the project that wrote the file, which nothing is wanted of. Files of before
+        # PyTorch 1.6 cannot be asked for them.
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        with torch.serialization.safe_globals([(_stub(), name) for name in unknown]):
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: no checkpoint that PyTorch can read ({brief(error)}); download it again") from error
+    weights = stored
+    for key in WEIGHTS:
+        if isinstance(stored, dict) and key in stored:
+            weights = stored[key]
+    tensors = {}
+    if isinstance(weights, dict):
+        tensors = {name: value.numpy() for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    reader = ArrayReader(path, tensors)
+    if reader.variant is None:
+        raise UserError(
+            f"{path}: a PyTorch file, but not of SpEx+ by ir4kgl/ss_dla or gemengtju/SpEx_Plus; give one of these"
+        )
+    return reader
+
+
+def _stub():
+    """A class that takes the place of one that is not here."""
+
+    class Stub:
+        def __init__(self, *arguments, **options):
+            pass
+
+        def __setstate__(self, state):
+            pass
+
+        def __setitem__(self, key, value):
+            pass
+
+    return Stub
+
+
+def variant_of(names):
+    """ "seed", "authors", or None for something else."""
+    for variant, name in (("seed", "speech_encoder.short_encoder.weight"), ("authors", "encoder_1d_short.weight")):
+        if name in names:
+            return variant
+    return None
+
+
+# Names --------------------------------------------------------------------------------------------
+
+_NORM = dict(gamma="gamma", beta="beta")
+_TORCH_NORM = dict(gamma="weight", beta="bias")
+_TORCH_BATCH_NORM = _TORCH_NORM | dict(moving_mean="running_mean", moving_variance="running_var")
+_CONV = dict(kernel="weight", bias="bias")
+_PLAIN_CONV = dict(kernel="weight")
+_SLOPE = dict(slope="weight")
+_BLOCK_NORMS = {"global": _NORM, "channel": _TORCH_NORM, "cumulative": _TORCH_NORM, "batch": _TORCH_BATCH_NORM}
+
+
+def _names(table):
+    """{our name: theirs} of rows (our layer, their layer, {our weight: theirs})."""
+    return {f"{ours}/{a}".lstrip("/"): f"{theirs}.{b}" for ours, theirs, parts in table for a, b in parts.items()}
+
+
+def _bank(ours, branch, theirs):
+    return {f"{ours}_{branch}_{a}": f"{theirs}.{b}" for a, b in _CONV.items()}
+
+
+def seed_names(model):
+    """{weight of ours, without the model's name: name in a checkpoint of ir4kgl/ss_dla}."""
+    speaker, extractor = "speaker_encoder.layers", "speaker_extractor"
+    table = [
+        ("speaker_norm", f"{speaker}.0", _TORCH_NORM),
+        ("speaker_input", f"{speaker}.1", _CONV),
+        ("speaker_output", f"{speaker}.5", _CONV),
+        ("classifier", "classificator.layers.0", _CONV),
+        ("mixture_norm", f"{extractor}.tail.0", _TORCH_NORM),
+        ("mixture_input", f"{extractor}.tail.1", _CONV),
+    ]
+    for i, block in enumerate(model.speaker_blocks):
+        parts = ["first_layers.0", "first_layers.1", "first_layers.2", "first_layers.3", "first_layers.4", "last_layers.0"]
+        table += _speaker_block(block, f"speaker_block_{i}", [f"{speaker}.{i + 2}.{part}" for part in parts])
+        table += [(f"speaker_block_{i}/skip", f"{speaker}.{i + 2}.last_conv", _PLAIN_CONV)] if block.skip else []
+    for repeat, j in _blocks(model):
+        theirs = f"{extractor}.tcn.{repeat}." + (f"layers.{j - 1}.layers" if j else "first.layers")
+        table += _conv_block(model, f"block_{repeat}_{j}", [f"{theirs}.{i}" for i in range(7)])
+    names = {}
+    for i, branch in enumerate(BRANCHES):
+        table += [(f"mask_{branch}", f"{extractor}.head{i + 1}.0", _CONV)]
+        names |= _bank("encoder", branch, f"speech_encoder.{branch}_encoder")
+        names |= _bank("decoder", branch, f"speech_decoder.decoder{i + 1}")
+    return names | _names(table)
+
+
+def authors_names(model):
+    """As `seed_names`, for gemengtju/SpEx_Plus."""
+    table = [
+        ("speaker_norm", "aux_enc3.0", _TORCH_NORM),
+        ("speaker_input", "aux_enc3.1", _CONV),
+        ("speaker_output", "aux_enc3.5", _CONV),
+        ("classifier", "pred_linear", _CONV),
+        ("mixture_norm", "ln", _TORCH_NORM),
+        ("mixture_input", "proj", _CONV),
+    ]
+    for i, block in enumerate(model.speaker_blocks):
+        theirs = f"aux_enc3.{i + 2}"
+        parts = ["conv1", "batch_norm1", "prelu1", "conv2", "batch_norm2", "prelu2"]
+        table += _speaker_block(block, f"speaker_block_{i}", [f"{theirs}.{part}" for part in parts])
+        table += [(f"speaker_block_{i}/skip", f"{theirs}.conv_downsample", _PLAIN_CONV)] if block.skip else []
+    for repeat, j in _blocks(model):
+        theirs = f"conv_block_{repeat + 1}" + (f"_other.{j - 1}" if j else "")
+        parts = ["conv1x1", "prelu1", "lnorm1", "dconv", "prelu2", "lnorm2", "sconv"]
+        table += _conv_block(model, f"block_{repeat}_{j}", [f"{theirs}.{part}" for part in parts])
+    names = {}
+    for i, branch in enumerate(BRANCHES):
+        table += [(f"mask_{branch}", f"mask{i + 1}", _CONV)]
+        names |= _bank("encoder", branch, f"encoder_1d_{branch}")
+        names |= _bank("decoder", branch, f"decoder_1d_{i + 1}")
+    return names | _names(table)
+
+
+def _blocks(model):
+    """(repeat, place in its series) of every block."""
+    settings = model.settings
+    return [(i, j) for i in range(settings["repeats"]) for j in range(settings["dilations"])]
+
+
+def _speaker_block(block, ours, theirs):
+    layers = ["conv_1", "norm_1", "prelu_1", "conv_2", "norm_2", "prelu_2"]
+    parts = [_PLAIN_CONV, _TORCH_BATCH_NORM, _SLOPE] * 2
+    return [(f"{ours}/{layer}", their, part) for layer, their, part in zip(layers, theirs, parts)]
+
+
+def _conv_block(model, ours, theirs):
+    norm = _BLOCK_NORMS[model.settings["norm"]]
+    layers = ["expand", "expand_prelu", "expand_norm", "", "depthwise_prelu", "depthwise_norm", "reduce"]
+    parts = [_CONV, _SLOPE, norm, _CONV, _SLOPE, norm, _CONV]
+    return [(f"{ours}/{layer}".rstrip("/"), their, part) for layer, their, part in zip(layers, theirs, parts)]
+
+
+NAMES = {"seed": seed_names, "authors": authors_names}
+
+
+# Sizes --------------------------------------------------------------------------------------------
+
+
+def _count(shapes, pattern):
+    """Largest number that the pattern's group takes among the names, plus 1; 0 if none does."""
+    found = [re.fullmatch(pattern, name) for name in shapes]
+    return max((int(match.group(1)) + 1 for match in found if match), default=0)
+
+
+def seed_settings(shapes):
+    """Constructor arguments of SpexPlus that follow from shapes."""
+    encoders = [shapes[f"speech_encoder.{branch}_encoder.weight"] for branch in BRANCHES]
+    first = shapes["speaker_extractor.tcn.0.first.layers.0.weight"]
+    return VARIANTS["seed"] | dict(
+        classes=shapes["classificator.layers.0.weight"][0],
+        windows=[shape[2] for shape in encoders],
+        filters=encoders[0][0],
+        bottleneck=shapes["speaker_extractor.tail.1.weight"][0],
+        units=first[0],
+        embedding_dim=shapes["speaker_encoder.layers.1.weight"][0],
+        speaker_units=shapes["speaker_encoder.layers.5.weight"][1],
+        taps=shapes["speaker_extractor.tcn.0.first.layers.3.weight"][2],
+        repeats=_count(shapes, r"speaker_extractor\.tcn\.(\d+)\.first\.layers\.0\.weight"),
+        dilations=_count(shapes, r"speaker_extractor\.tcn\.0\.layers\.(\d+)\.layers\.0\.weight") + 1,
+        norm="global",
+    )
+
+
+def authors_settings(shapes):
+    """As `seed_settings`."""
+    encoders = [shapes[f"encoder_1d_{branch}.weight"] for branch in BRANCHES]
+    norm = "channel"
+    if "conv_block_1.lnorm1.gamma" in shapes:
+        norm = "global"
+    elif "conv_block_1.lnorm1.running_mean" in shapes:
+        norm = "batch"
+    return VARIANTS["authors"] | dict(
+        classes=shapes["pred_linear.weight"][0],
+        windows=[shape[2] for shape in encoders],
+        filters=encoders[0][0],
+        bottleneck=shapes["proj.weight"][0],
+        units=shapes["conv_block_1.conv1x1.weight"][0],
+        embedding_dim=shapes["aux_enc3.1.weight"][0],
+        speaker_units=shapes["aux_enc3.5.weight"][1],
+        taps=shapes["conv_block_1.dconv.weight"][2],
+        repeats=_count(shapes, r"conv_block_(\d+)\.conv1x1\.weight") - 1,
+        dilations=_count(shapes, r"conv_block_1_other\.(\d+)\.conv1x1\.weight") + 1,
+        norm=norm,
+    )
+
+
+SETTINGS = {"seed": seed_settings, "authors": authors_settings}
