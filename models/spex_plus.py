@@ -10,6 +10,7 @@ repositories ir4kgl/ss_dla (16 kHz, called "seed" here) and gemengtju/SpEx_Plus 
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 from models.conv import pointwise
@@ -254,6 +255,22 @@ class SpexPlus(keras.Model):
         """Frames of the encoder that make one of those that an embedding is the mean of."""
         return 81 if self.average_pool else 27
 
+    def count_macs(self, samples, enrolment_samples):
+        """Multiply-accumulates of `call` on one mixture and one enrolment of so many samples."""
+        encoder = sum(self.windows) * self.filters
+        mixture = 2 * encoder + _size(self.mixture_input) + sum(map(_size, self.masks))
+        at_once = 0  # what the embedding adds is the same in all frames
+        for block in self.blocks:
+            given = block.condition * block.units
+            mixture += _size(block.expand) - given + block.taps * block.units + _size(block.reduce)
+            at_once += given
+        frames, enrolled = (int(frame_count(n, self.windows[0], self.hop)) for n in (samples, enrolment_samples))
+        total = frames * mixture + at_once + _size(self.classifier) + enrolled * (encoder + _size(self.speaker_input))
+        for block in self.speaker_blocks:
+            total += enrolled * sum(map(_size, filter(None, (block.conv_1, block.conv_2, block.skip))))
+            enrolled //= 3
+        return total + enrolled * _size(self.speaker_output)
+
     # Parts --------------------------------------------------------------------------------------------
 
     def encode(self, waveforms):
@@ -362,6 +379,11 @@ class SpexPlus(keras.Model):
 
     def get_config(self):
         return {"name": self.name} | self.settings
+
+
+def _size(layer):
+    """Weights of the kernel of a 1x1 convolution."""
+    return int(np.prod(layer.kernel.shape))
 
 
 def normed_pointwise(x, norm, layer):

@@ -2,6 +2,7 @@
 
     python nn/benchmark.py --system dense_unet --seconds 1 --threads 1
     python nn/benchmark.py --system sequential_grouping --causal --json cost.json
+    python nn/benchmark.py --system spex_plus --variant authors --seconds 4 --threads 1
     python nn/benchmark.py --measure input                      is reading ever the bottleneck?
     python nn/benchmark.py --measure features                   features, against loops over frames
     python nn/benchmark.py --measure loop                       what the training loop adds to the bare step
@@ -28,14 +29,16 @@ from absl import flags
 from feat import dataset
 from feat.audio import write_pcm16
 from feat.feat_gen import compute_features, generate, settings_from_flags
-from feat.files import run_script, write_text
+from feat.files import UserError, run_script, write_text
 from feat.stft import num_frames, num_samples, sqrt_hann
+from models.spex_plus import SAMPLE_RATES, VARIANTS, SpexPlus
 from models.streaming import StreamingSeparator
 from nn import cost, deep_casa, devices, learning_rate, train
 from nn.optimizers import make_optimizer
 from nn.separate import compile_step
 from nn.seq_group import SequentialGroupingObjective
 from nn.simul_group import SimultaneousGrouping
+from nn.spex_plus import TargetExtraction
 from nn.step import TrainStep
 
 FLAGS = flags.FLAGS
@@ -53,11 +56,40 @@ def make_sequential_grouping():
     return model, SequentialGroupingObjective(model)
 
 
+def make_spex_plus():
+    """(model, objective) of SpEx+, as published."""
+    model = SpexPlus(**VARIANTS[FLAGS.variant])
+    return model, TargetExtraction(model, whole=True)
+
+
 # How to build each system, and what its model is called on.
 SYSTEMS = {
     "dense_unet": (make_dense_unet, lambda batch: batch["mixture"]),
     "sequential_grouping": (make_sequential_grouping, lambda batch: (batch["mixture"], batch["estimates"])),
+    "spex_plus": (make_spex_plus, lambda batch: {"mixture": batch["mixture"], "enrolment": batch["enrolment"]}),
 }
+
+
+def make_batch(system, settings, batch_size, seconds):
+    """A batch of noise for a system."""
+    if system != "spex_plus":
+        return random_batch(settings, batch_size, seconds)
+    rate = SAMPLE_RATES[FLAGS.variant]
+    generator = np.random.default_rng(0)
+    lengths = dict(mixture=seconds, target=seconds, enrolment=FLAGS.enrolment_seconds or seconds)
+    batch = {
+        name: generator.standard_normal((batch_size, int(length * rate)), np.float32)
+        for name, length in lengths.items()
+    }
+    batch["speaker"] = np.zeros(batch_size, np.int32)
+    return {key: tf.constant(value) for key, value in batch.items()}
+
+
+def count_macs(model, inputs):
+    """Multiply-accumulates of a call of a model."""
+    if isinstance(model, SpexPlus):
+        return len(inputs["mixture"]) * model.count_macs(inputs["mixture"].shape[1], inputs["enrolment"].shape[1])
+    return cost.count_macs(model, lambda: model(inputs))
 
 
 def random_batch(settings, batch_size, seconds, seed=0):
@@ -94,9 +126,9 @@ def measure_cost(system, settings, batch_size, seconds, repeats):
     """Cost of a system on random input: {name: number}."""
     build, inputs_of = SYSTEMS[system]
     model, objective = build()
-    batch = random_batch(settings, batch_size, seconds)
+    batch = make_batch(system, settings, batch_size, seconds)
     spec = dataset.free_lengths(batch)
-    macs = cost.count_macs(model, lambda: model(inputs_of(batch)))
+    macs = count_macs(model, inputs_of(batch))
     forward = tf.function(lambda batch: model(inputs_of(batch)), input_signature=[spec])
     forward_cpu, forward_wall = time_calls(lambda: tf.nest.flatten(forward(batch))[0].numpy(), repeats)
     step = make_step(model, objective, batch_size, spec)
@@ -312,6 +344,8 @@ def main(_):
     if FLAGS.measure == "devices" and not FLAGS.num_virtual_devices:
         FLAGS.num_virtual_devices = 2
     settings = settings_from_flags()
+    if FLAGS.system == "spex_plus" and FLAGS.measure != "cost":
+        raise UserError(f"--measure {FLAGS.measure}: not for spex_plus, whose cost alone is measured")
     measure = MEASURES[FLAGS.measure]
     report = {
         "system": FLAGS.system,
@@ -336,6 +370,8 @@ if __name__ == "__main__":
     deep_casa.define_flags(learning_rate=1e-4, lr_decay=1.0)
     deep_casa.define_grouping_flags()
     flags.DEFINE_enum("system", "dense_unet", list(SYSTEMS), "the model")
+    flags.DEFINE_enum("variant", "seed", list(VARIANTS), "of spex_plus")
+    flags.DEFINE_float("enrolment_seconds", 0.0, "length of the enrolments of spex_plus; 0: as the mixtures", lower_bound=0)
     flags.DEFINE_float("seconds", 1.0, "length of the mixtures", lower_bound=0.1)
     flags.DEFINE_integer("threads", 0, "TensorFlow threads; 0: all cores", lower_bound=0)
     flags.DEFINE_integer("repeats", 7, "calls to take the median of", lower_bound=1)

@@ -85,8 +85,11 @@ def print_forecast(task, options, step):
     first, step_seconds = seconds[0], np.mean(seconds[1:] or seconds)
     audio_seconds /= len(seconds)
     example = next(iter(task.validation_batches()))
-    macs = count_macs(task.model, lambda: task.objective(example, training=False))
-    macs /= float(example["frames"][0]) * task.seconds_per_frame
+    if task.count_macs is None:
+        macs = count_macs(task.model, lambda: task.objective(example, training=False))
+    else:
+        macs = task.count_macs(example)
+    macs /= float(example[task.length_key][0]) * task.seconds_per_frame
     start = time.perf_counter()
     task.objective(example, training=False)
     validation_seconds = (time.perf_counter() - start) * task.validation_batches().cardinality().numpy()

@@ -1,11 +1,60 @@
-"""SpEx+: extracts one talker from a mixture, by an enrolment recording of that talker."""
+"""SpEx+: extracts one talker from a mixture, by enrolment recordings of that talker.
 
+    python nn/spex_plus.py --data_folder triplets --is_deploy 0                   trains on triplets/tr, checks on
+                                                                                  triplets/cv; the same command goes on
+    python nn/spex_plus.py --data_folder triplets --is_deploy 1                   extracts triplets/tt, and scores it
+    python nn/spex_plus.py --is_deploy 1 --resume_model CHECKPOINT --mixture MIX.wav --enrolment VOICE.wav \
+        [--enrolment VOICE_2.wav] --output TALKER.wav                             extracts from one recording
+
+The sets below --data_folder are of any layout of feat/triplets.py. CHECKPOINT is a prefix of ours, `best` beside it,
+or a PyTorch file of ir4kgl/ss_dla or gemengtju/SpEx_Plus, whose sizes are read from it.
+"""
+
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
 from keras import ops
 
+from feat import dataset, triplet_dataset
+from feat.audio import read_resampled, resample, wav_info, write_pcm16
+from feat.files import UserError, make_writable_directory, run_script
+from feat.librispeech_mix import find_speakers
+from feat.parallel import progress
+from feat.triplets import read_durations, read_speakers, read_triplets, require_labels, speakers_of
 from models import losses
-from models.spex_plus import BRANCHES, zero_behind
+from models.conv_tasnet import NORMS
+from models.spex_plus import BRANCHES, MASKS, SAMPLE_RATES, VARIANTS, SpexPlus, zero_behind
+from nn import checkpoint, devices, evaluate, metrics, summaries, train
+from nn.deep_casa import OutputFolder, checkpoint_to_use
+from nn.optimizers import make_optimizer
+
+FLAGS = flags.FLAGS
 
 RATIOS = {"si_sdr": losses.si_sdr, "si_snr": losses.si_snr}
+
+# Values of the flags that were not given.
+PRESETS = {
+    "seed": dict(batch_size=5, epoch=21, segment_seconds=3.0, lr_schedule="onecycle", ratio="si_sdr"),
+    "authors": dict(batch_size=20, epoch=100, segment_seconds=4.0, lr_schedule="plateau", ratio="si_snr", l2=1e-5),
+}
+
+# Constructor arguments that flags set.
+SIZE_FLAGS = dict(
+    filters="n_filters",
+    bottleneck="n_bottle",
+    units="n_units",
+    embedding_dim="embedding_dim",
+    speaker_units="n_speaker_units",
+    dilations="n_blocks",
+    repeats="n_repeats",
+    norm="norm",
+    causal="causal",
+    mask="mask",
+)
+LEVELS = ("projection", "peak", "none")
 
 
 class TargetExtraction:
@@ -16,14 +65,16 @@ class TargetExtraction:
         ratio: "si_sdr" keeps means, as the seed does; "si_snr" removes them, as the authors do.
         classification: weight of the cross-entropy.
         middle, long: weights of the second and third estimate; the first has what they leave of 1.
+        whole: in training all mixtures of a batch have one length, so that "samples" need not be looked at.
     """
 
-    def __init__(self, model, ratio="si_sdr", classification=0.5, middle=0.1, long=0.1):
+    def __init__(self, model, ratio="si_sdr", classification=0.5, middle=0.1, long=0.1, whole=False):
         self.model = model
         self.ratio = RATIOS[ratio]
         self.classification = classification
         self.middle = middle
         self.long = long
+        self.whole = whole
 
     def __call__(self, batch, training=False):
         """(loss [batch], metrics), all of them [batch].
@@ -32,6 +83,8 @@ class TargetExtraction:
             batch: what SpexPlus takes, "target" [batch, samples] and "speaker" [batch] int, -1 for one who is not
                 in the training set. With "samples", what is behind them does not count.
         """
+        if self.whole and training:
+            batch = {name: value for name, value in batch.items() if name != "samples"}
         outputs = self.model(batch, training=training)
         estimates, target = [outputs[branch] for branch in BRANCHES], batch["target"]
         if "samples" in batch:
@@ -39,10 +92,383 @@ class TargetExtraction:
             target = zero_behind(target, batch["samples"])
         extraction = losses.extraction_loss(estimates, target, self.ratio, self.middle, self.long)
         classification = losses.cross_entropy(outputs["logits"], batch["speaker"])
-        correct = ops.cast(ops.equal(ops.argmax(outputs["logits"], axis=-1), batch["speaker"]), "float32")
+        right = ops.equal(ops.cast(ops.argmax(outputs["logits"], axis=-1), "int32"), ops.cast(batch["speaker"], "int32"))
         return extraction + self.classification * classification, {
             "si_sdr": self.ratio(estimates[0], target),
             "extraction_loss": extraction,
             "cross_entropy": classification,
-            "speakers_right": correct,
+            "speakers_right": ops.cast(right, "float32"),
         }
+
+
+# From flags ---------------------------------------------------------------------------------------
+
+
+def define_flags():
+    """Flags of the script; those whose default depends on --variant are in PRESETS."""
+    train.define_training_flags(learning_rate=1e-3, lr_decay=0.5)
+    flags.DEFINE_enum("variant", "seed", list(VARIANTS), "ir4kgl/ss_dla at 16 kHz, or gemengtju/SpEx_Plus at 8 kHz")
+    flags.DEFINE_string("exp_name", "spex_plus", "name of the experiment: exp/<exp_name>")
+    flags.DEFINE_string("data_folder", "triplets", "holds the sets tr/, cv/ and tt/, see feat/triplets.py")
+    flags.DEFINE_integer("sample_rate", None, "Hz; files of other rates are resampled; default of the variant")
+    flags.DEFINE_string("speakers_file", "", "talkers in the order of their classes, one a line; default: those of tr")
+    flags.DEFINE_string("scp_root", "", "what the paths in mix.scp, ref.scp and aux.scp are relative to")
+    flags.DEFINE_string("durations_file", "", "utterances and their seconds, for .scp lists of mixtures as long as the longer")
+    flags.DEFINE_bool("dynamic_mixing", False, "mix the utterances of --corpus_folder anew at every step")
+    flags.DEFINE_string("corpus_folder", "", "a folder for every talker; for --dynamic_mixing")
+    flags.DEFINE_integer("epoch_mixtures", 20000, "mixtures in an epoch of --dynamic_mixing", lower_bound=1)
+    flags.DEFINE_float("segment_seconds", None, "train on pieces of so many seconds; 0: whole mixtures", lower_bound=0)
+    flags.DEFINE_float("enrolment_seconds", 0.0, "cut longer enrolments in training; 0: none", lower_bound=0)
+    flags.DEFINE_float("gain_db", 0.0, "training mixtures and enrolments are made louder or softer by up to so many dB")
+    flags.DEFINE_bool("parity", False, "batches, padding and validation as the reference code has them")
+    flags.DEFINE_integer("classes", None, "speakers that are told apart in training; default: those of tr")
+    flags.DEFINE_integer("n_filters", 256, "of each encoder", lower_bound=1)
+    flags.DEFINE_integer("n_bottle", 256, "channels between dilated blocks", lower_bound=1)
+    flags.DEFINE_integer("n_units", 512, "channels of a dilated block", lower_bound=1)
+    flags.DEFINE_integer("n_blocks", 8, "dilated blocks in a series", lower_bound=1)
+    flags.DEFINE_integer("n_repeats", 4, "series of dilated blocks", lower_bound=1)
+    flags.DEFINE_integer("embedding_dim", 256, "size of a speaker's embedding", lower_bound=1)
+    flags.DEFINE_integer("n_speaker_units", 512, "channels of the speaker encoder", lower_bound=1)
+    flags.DEFINE_enum("norm", "global", list(NORMS), "of the dilated blocks")
+    flags.DEFINE_bool("causal", False, "dilated convolutions over past frames; take --norm cumulative with it")
+    flags.DEFINE_enum("mask", "relu", list(MASKS), "what makes masks")
+    flags.DEFINE_enum("ratio", None, list(RATIOS), "loss: si_sdr keeps means, si_snr removes them")
+    flags.DEFINE_float("classification", 0.5, "weight of the cross-entropy of the speaker", lower_bound=0)
+    flags.DEFINE_float("middle", 0.1, "weight of the middle window's estimate in the loss", 0, 1)
+    flags.DEFINE_float("long", 0.1, "weight of the long window's estimate in the loss", 0, 1)
+    flags.DEFINE_float("l2", 0.0, "times each weight is added to its gradient", lower_bound=0)
+    flags.DEFINE_string("set", "tt", "set that --is_deploy 1 extracts")
+    flags.DEFINE_string("mixture", "", "extract from this recording alone")
+    flags.DEFINE_multi_string("enrolment", [], "recording of the wanted talker; repeat to average several")
+    flags.DEFINE_string("output", "", "wav to write")
+    flags.DEFINE_enum(
+        "level",
+        "projection",
+        LEVELS,
+        "of what is extracted: as loud as it is in the mixture, with the peak of the mixture, or as it comes",
+    )
+    flags.DEFINE_list("metrics", list(evaluate.DEFAULT_METRICS), f"any of {', '.join(metrics.METRICS)}")
+    flags.DEFINE_integer("num_workers", 0, "processes that score; 0 for all cores", lower_bound=0)
+
+
+def apply_variant():
+    """Gives flags that were not given the variant's values."""
+    for name, value in (PRESETS[FLAGS.variant] | {"sample_rate": SAMPLE_RATES[FLAGS.variant]}).items():
+        if not FLAGS[name].present:
+            FLAGS[name].value = value
+
+
+def stored_settings(source):
+    """(constructor arguments, config) of a checkpoint: those of config.json, or what a PyTorch file tells."""
+    config = checkpoint.read_config(source)
+    if config:
+        return config["model"], config
+    reader = checkpoint.open_reader(source)
+    if not hasattr(reader, "settings"):
+        raise UserError(f"{source}: no config.json beside it; put it back, or give a checkpoint that has one")
+    return reader.settings(), {"variant": reader.variant, "sample_rate": SAMPLE_RATES[reader.variant]}
+
+
+def model_settings(source="", classes=None, own_classes=False):
+    """Constructor arguments of the model: those of a checkpoint, if there is one, or else of the flags.
+
+    Args:
+        source: checkpoint that weights will be taken from.
+        classes: of the data.
+        own_classes: those of the data count even so.
+
+    Raises:
+        UserError: a flag that was given disagrees with the checkpoint.
+    """
+    settings = VARIANTS[FLAGS.variant] | {argument: FLAGS[flag].value for argument, flag in SIZE_FLAGS.items()}
+    # 2.5, 10 and 20 ms.
+    settings["windows"] = [FLAGS.sample_rate * i // 400 for i in (1, 4, 8)]
+    settings |= {"parity": FLAGS.parity, "classes": FLAGS.classes or classes or settings["classes"]}
+    if not source:
+        return settings
+    stored, config = stored_settings(source)
+    for argument, flag in (SIZE_FLAGS | ({} if own_classes else {"classes": "classes"})).items():
+        if argument in stored and FLAGS[flag].present and FLAGS[flag].value != stored[argument]:
+            raise UserError(
+                f"{source}: trained with --{flag} {stored[argument]}, but --{flag} {FLAGS[flag].value} was given;"
+                " leave it out or give another checkpoint"
+            )
+    if config.get("sample_rate", FLAGS.sample_rate) != FLAGS.sample_rate:
+        raise UserError(
+            f"{source}: of {config['sample_rate']} Hz, --sample_rate is {FLAGS.sample_rate};"
+            f" give --sample_rate {config['sample_rate']}, or the --variant that it is of"
+        )
+    kept = ("parity", "classes") if own_classes else ("parity",)
+    return settings | {name: value for name, value in stored.items() if name not in kept}
+
+
+def read_set(set_name, speakers=None):
+    """[Triplet] of a set below --data_folder."""
+    lists = {"root": FLAGS.scp_root}
+    if FLAGS.durations_file:
+        lists["durations"] = read_durations(FLAGS.durations_file)
+    return read_triplets(os.path.join(FLAGS.data_folder, set_name), speakers, **lists)
+
+
+class TrainingData:
+    """Training and validation batches that the flags describe.
+
+    Attributes:
+        classes: speakers of the training set.
+        examples: in an epoch.
+        whole: all training mixtures of a batch have one length.
+    """
+
+    def __init__(self):
+        rate = FLAGS.sample_rate
+        speakers = read_speakers(FLAGS.speakers_file) if FLAGS.speakers_file else None
+        self.segment = round(FLAGS.segment_seconds * rate)
+        self.enrolment = round(FLAGS.enrolment_seconds * rate)
+        self.pool = self.training = None
+        self.whole = FLAGS.dynamic_mixing or (FLAGS.parity and FLAGS.variant == "seed")
+        if FLAGS.dynamic_mixing:
+            if not FLAGS.corpus_folder or not self.segment:
+                raise UserError("--dynamic_mixing needs --corpus_folder, and --segment_seconds above 0")
+            self.pool = triplet_dataset.talker_pool(FLAGS.corpus_folder, find_speakers(FLAGS.corpus_folder), rate, speakers)
+            speakers, self.examples = self.pool.speakers, FLAGS.epoch_mixtures
+        else:
+            triplets = read_set("tr", speakers)
+            speakers = speakers or speakers_of(triplets)
+            require_labels(triplets, FLAGS.classes or len(speakers))
+            self.training = triplet_dataset.triplet_set(triplets, rate, parity=FLAGS.parity)
+            self.examples = len(triplets)
+            if self.chunked:
+                self.examples = triplet_dataset.chunk_count(self.training, self.segment, self.segment // 2)
+        self.classes = len(speakers)
+        validation = read_set("cv", speakers)
+        if FLAGS.cv_utterances:
+            validation = validation[: FLAGS.cv_utterances]
+        self.validation = triplet_dataset.triplet_set(validation, rate, parity=FLAGS.parity)
+
+    @property
+    def chunked(self):
+        """Whether utterances are cut into chunks as the authors do."""
+        return FLAGS.parity and FLAGS.variant == "authors"
+
+    def training_batches(self, epoch, skip=0, share=dataset.Share()):
+        """Pieces of the batches of an epoch, the first `skip` left out."""
+        gain = (-FLAGS.gain_db, FLAGS.gain_db) if FLAGS.gain_db else None
+        size = FLAGS.batch_size
+        options = dict(seed=FLAGS.seed, epoch=epoch, skip=skip, gain_db=gain, share=share)
+        if self.pool is not None:
+            return triplet_dataset.mixed_batches(
+                self.pool, size, self.examples // size, self.segment, enrolment_samples=self.enrolment, **options
+            )
+        if self.chunked:
+            return triplet_dataset.chunk_batches(self.training, self.segment, self.segment // 2, size, **options)
+        if FLAGS.parity:
+            return triplet_dataset.shortest_batches(self.training, size, **options)
+        lengths = dict(segment_samples=self.segment, enrolment_samples=self.enrolment)
+        return triplet_dataset.training_batches(self.training, size, **lengths, **options)
+
+    def validation_batches(self, share=dataset.Share()):
+        """Every validation mixture alone."""
+        return triplet_dataset.evaluation_batches(self.validation, share=share)
+
+    def names_of(self, epoch, indices):
+        """Names of the mixtures that have these indices in the batches of an epoch."""
+        if self.pool is None:
+            return [self.training.triplets[i].name for i in indices]
+        count = self.examples // FLAGS.batch_size * FLAGS.batch_size
+        drawn = triplet_dataset.draw_mixed_triplets(
+            self.pool, count, self.segment, self.enrolment, (0.0, 5.0), FLAGS.seed, epoch
+        )
+        return [" + ".join(self.pool.files.paths[i] for i in drawn[1][index, :2]) for index in indices]
+
+    def check(self):
+        """Looks at the headers of all files again. Raises UserError."""
+        self.validation.check()
+        if self.training is not None:
+            self.training.check()
+        else:
+            triplet_dataset.audio_files(self.pool.files.paths, FLAGS.sample_rate)
+
+
+def make_objective(model, whole=False):
+    """The objective that the flags ask for."""
+    if FLAGS.middle + FLAGS.long > 1:
+        raise UserError(f"--middle {FLAGS.middle} --long {FLAGS.long}: should not sum up to more than 1")
+    return TargetExtraction(model, FLAGS.ratio, FLAGS.classification, FLAGS.middle, FLAGS.long, whole)
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def train_model():
+    """--is_deploy 0"""
+    strategy = devices.make_strategy()
+    data = TrainingData()
+    source = FLAGS.resume_model or FLAGS.load
+    with strategy.scope():
+        train.seed_everything(FLAGS.seed)
+        model = SpexPlus(**model_settings(source, data.classes, own_classes=bool(FLAGS.load)))
+        optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate, l2=FLAGS.l2)
+        objective = make_objective(model, data.whole)
+    if data.classes > model.settings["classes"]:
+        raise UserError(
+            f"{FLAGS.data_folder}: {data.classes} speakers in tr, the model tells {model.settings['classes']} apart;"
+            f" give --classes {data.classes}" + (", and --load in place of --resume_model" if FLAGS.resume_model else "")
+        )
+    epochs = train.epochs_from_flags(data.examples, whole=True)
+    task = train.Task(
+        system="spex_plus",
+        model=model,
+        optimizer=optimizer,
+        objective=objective,
+        training_batches=data.training_batches,
+        validation_batches=data.validation_batches,
+        epochs=epochs,
+        rule=train.rule_from_flags(epochs, patience=2, higher_is_better=True),
+        score="si_sdr",
+        higher_is_better=True,
+        worst_score=-100.0,
+        seconds_per_frame=1 / FLAGS.sample_rate,
+        length_key="samples",
+        config={name: FLAGS[name].value for name in ("variant", "sample_rate", "ratio")},
+        check_inputs=data.check,
+        names_of=data.names_of,
+        pictures=summaries.ExtractionPictures(
+            [triplet.name for triplet in data.validation.triplets[: FLAGS.pictures]],
+            lambda: triplet_dataset.evaluate(data.validation),
+            FLAGS.sample_rate,
+            Extractor(model).batch,
+        ),
+        fixed_lengths=data.whole,
+        count_macs=lambda batch: model.count_macs(batch["mixture"].shape[1], batch["enrolment"].shape[1]),
+    )
+    train.train(task, train.options_from_flags(strategy, task))
+
+
+# Inference ----------------------------------------------------------------------------------------
+
+
+class Extractor:
+    """A trained SpEx+, ready for recordings.
+
+    Embeddings are kept by the names of their recordings.
+
+    Args:
+        model: SpexPlus.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        waveforms = tf.TensorSpec([None, None], tf.float32)
+        vectors = tf.TensorSpec([None, None], tf.float32)
+        self._embed = tf.function(lambda x: model.embed(x), input_signature=[waveforms])
+        self._extract = tf.function(lambda x, v: model.extract(x, v)[BRANCHES[0]], input_signature=[waveforms, vectors])
+        self._embeddings = {}
+
+    @classmethod
+    def load(cls, source):
+        """Of a checkpoint, with its moving average of the weights if it has one."""
+        model = SpexPlus(**model_settings(source))
+        checkpoint.load_for_inference(source, "spex_plus", model)
+        return cls(model)
+
+    def embed(self, enrolment):
+        """Waveform [samples] -> embedding [embedding_dim]. One that is too short is repeated."""
+        needed = self.model.shortest_enrolment
+        if len(enrolment) < needed:
+            enrolment = np.tile(enrolment, -(-needed // max(1, len(enrolment))))
+        return self._embed(np.asarray(enrolment, np.float32)[None])[0].numpy()
+
+    def embed_files(self, paths, sample_rate):
+        """Mean embedding of recordings."""
+        for path in paths:
+            if path not in self._embeddings:
+                self._embeddings[path] = self.embed(read_resampled(path, sample_rate))
+        return np.mean([self._embeddings[path] for path in paths], axis=0)
+
+    def __call__(self, mixture, embedding, level="projection"):
+        """The talker of an embedding [embedding_dim] in a waveform [samples]: [samples].
+
+        Args:
+            level: one of LEVELS, see `match_level`.
+        """
+        samples = len(mixture)
+        padded = np.pad(np.asarray(mixture, np.float32), (0, max(0, self.model.windows[0] - samples)))
+        estimate = self._extract(padded[None], embedding[None])[0].numpy()[:samples]
+        return match_level(estimate, mixture, level)
+
+    def batch(self, batch):
+        """The estimate [samples] of a batch of one, as of the validation set."""
+        return self(batch["mixture"][0].numpy(), self.embed(batch["enrolment"][0].numpy()))
+
+
+def match_level(estimate, mixture, level):
+    """Scales an estimate [samples], whose level SI-SDR leaves open.
+
+    Args:
+        level: "projection": to the share that it has in the mixture, by least squares. "peak": to the peak of the
+            mixture, as gemengtju/SpEx_Plus does. "none": not at all.
+    """
+    if level == "peak":
+        scale = np.max(np.abs(mixture), initial=0) / max(np.max(np.abs(estimate), initial=0), 1e-9)
+    elif level == "projection":
+        scale = np.dot(mixture, estimate) / max(np.dot(estimate, estimate), 1e-9)
+    else:
+        scale = 1.0
+    return (scale * estimate).astype(np.float32)
+
+
+def infer():
+    """--is_deploy 1"""
+    if FLAGS.mixture or FLAGS.enrolment or FLAGS.output:
+        extract_recording()
+        return
+    source = checkpoint_to_use()
+    rate = FLAGS.sample_rate
+    triplets = read_set(FLAGS.set)
+    extractor = Extractor.load(source)
+    folder = f"exp/{FLAGS.exp_name}/output_{FLAGS.set}/files"
+    found = triplet_dataset.triplet_set(triplets, rate, parity=FLAGS.parity)
+    output = OutputFolder(folder, found)
+    scored = [metric for metric in FLAGS.metrics if metric != "pesq" or rate in metrics.PESQ_MODES]
+    for i, triplet in enumerate(progress(triplets, "extract", unit="mixture")):
+        mixture, target = (read_resampled(path, rate)[: found.samples[i]] for path in (triplet.mixture, triplet.target))
+        embedding = extractor.embed_files(triplet.enrolments, rate)
+        estimate = extractor(mixture, embedding, FLAGS.level)
+        output.write(triplet.name, np.stack([target, mixture]), estimate[None])
+    output.finish(len(triplets))
+    evaluation = evaluate.evaluate(
+        {"extracted": folder}, talkers=1, sample_rate=rate, metric_names=scored, source="bin",
+        num_workers=FLAGS.num_workers,
+    )  # fmt: skip
+    print(evaluate.write_report(evaluation, f"exp/{FLAGS.exp_name}/output_{FLAGS.set}/scores"), end="")
+    if "si_sdr" in scored:
+        gains = np.array([utterance["extracted"].scores["si_sdri"][0] for utterance in evaluation.utterances])
+        worse = np.sum(gains < 0)
+        print(f"{worse} of {len(gains)} ({100 * worse / len(gains):.1f} %) are worse than the mixture: most likely the other talker")
+
+
+def extract_recording():
+    """Extracts one talker from one recording, at whatever rate that has."""
+    if not (FLAGS.mixture and FLAGS.enrolment and FLAGS.output):
+        raise UserError("--mixture, --enrolment and --output belong together; one is missing")
+    extractor = Extractor.load(checkpoint_to_use())
+    rate, own_rate = FLAGS.sample_rate, wav_info(FLAGS.mixture).sample_rate
+    mixture = read_resampled(FLAGS.mixture, rate)
+    estimate = extractor(mixture, extractor.embed_files(FLAGS.enrolment, rate), FLAGS.level)
+    estimate = resample(estimate, rate, own_rate)[: wav_info(FLAGS.mixture).frames]
+    make_writable_directory(os.path.dirname(os.path.abspath(FLAGS.output)))
+    write_pcm16(FLAGS.output, estimate / max(1.0, np.max(np.abs(estimate))), own_rate)
+    print(f"{FLAGS.output}: {len(estimate) / own_rate:.1f} s at {own_rate} Hz")
+
+
+def main(_):
+    keras.config.set_image_data_format("channels_last")
+    apply_variant()
+    if FLAGS.is_deploy == "2":
+        raise UserError("--is_deploy 2: nothing to export; 0 trains, 1 extracts")
+    {"0": train_model, "1": infer}[FLAGS.is_deploy]()
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_script(main)

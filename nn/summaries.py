@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 
 from feat import dataset
 from feat.files import atomic_path
-from feat.stft import istft
+from feat.stft import istft, stft
 
 RANGE_DB = 60.0
 
@@ -130,3 +130,44 @@ class SeparationPictures:
                 )
                 signal = (signal / max(1.0, np.max(np.abs(signal)))).astype(np.float32)
                 tf.summary.audio(f"{name}/{what}", signal[None, :, None], settings.sample_rate, step)
+
+
+class ExtractionPictures:
+    """Draws and plays the first few validation mixtures with the talkers extracted from them.
+
+    Args:
+        names: of these mixtures.
+        batches: () -> iterable of batches of one mixture, in the same order.
+        sample_rate: Hz.
+        extract: batch of one -> estimate [samples].
+    """
+
+    def __init__(self, names, batches, sample_rate, extract):
+        self.names = names
+        self.batches = batches
+        self.sample_rate = sample_rate
+        self.extract = extract
+
+    def __call__(self, folder, step):
+        """As SeparationPictures."""
+        rate = self.sample_rate
+        for name, batch in zip(self.names, self.batches() if self.names else ()):
+            heard = {kind: batch[kind][0].numpy() for kind in ("enrolment", "mixture", "target")}
+            heard["estimate"] = self.extract(batch)
+            figure, axes = plt.subplots(len(heard), 1, figsize=(6, 1.8 * len(heard)), layout="constrained")
+            fft_size = rate // 1000 * 32
+            for axis, (kind, signal) in zip(axes, heard.items()):
+                levels = np.abs(stft(signal, fft_size, fft_size // 4))
+                draw_spectrogram(axis, decibels(levels, levels.max()), len(signal) / rate, rate)
+                axis.set_title(kind, fontsize=9)
+                axis.set_ylabel("kHz", fontsize=8)
+            axes[-1].set_xlabel("s", fontsize=8)
+            figure.suptitle(f"{name}, step {step}", fontsize=10)
+            png = figure_png(figure)
+            plt.close(figure)
+            with atomic_path(os.path.join(folder, name + ".png")) as temporary, open(temporary, "wb") as file:
+                file.write(png)
+            tf.summary.image(f"extraction/{name}", tf.io.decode_png(png, 3)[None], step)
+            for kind, signal in heard.items():
+                signal = (signal / max(1.0, np.max(np.abs(signal)))).astype(np.float32)
+                tf.summary.audio(f"{name}/{kind}", signal[None, :, None], rate, step)

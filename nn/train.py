@@ -47,12 +47,14 @@ class Task:
         score: the metric that decides which checkpoint is best; "loss" is the objective itself.
         higher_is_better: of the score.
         worst_score: of an untrained model in the original's bookkeeping.
-        seconds_per_frame: of the batches' `frames`.
+        seconds_per_frame: of the lengths in batches.
+        length_key: under which batches have their lengths, [batch].
         config: what config.json says besides, by the names of flags.
         check_inputs: checks the files behind the batches again, after one could not be read; raises UserError.
         names_of: (epoch, indices of its batch) -> names of the mixtures.
         pictures: (folder, step) -> None, writes summaries inside the default summary writer.
         fixed_lengths: all training batches have one length.
+        count_macs: multiply-accumulates of a forward pass on a batch; None: nn.cost counts them.
     """
 
     system: str
@@ -72,6 +74,8 @@ class Task:
     names_of: Callable = lambda epoch, indices: [f"line {i + 1}" for i in indices]
     pictures: Callable = lambda folder, step: None
     fixed_lengths: bool = False
+    length_key: str = "frames"
+    count_macs: Callable | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +87,7 @@ class TrainOptions:
         exp_name: start of the checkpoints' names.
         strategy: tf.distribute strategy that the model was made in.
         resume_model: checkpoint to start from, unless the folder holds one.
+        load: the same, but its weights alone; a classifier of other classes starts anew.
         clip_norm, accumulate, ema_decay, scale_loss, jit_compile: see TrainStep.
         max_bad_steps: steps in a row whose loss or gradient is not finite, after which training stops.
         log_steps: steps between two lines of numbers.
@@ -97,6 +102,7 @@ class TrainOptions:
     exp_name: str
     strategy: Any
     resume_model: str = ""
+    load: str = ""
     clip_norm: float = 0.0
     accumulate: int = 1
     ema_decay: float = 0.0
@@ -117,13 +123,16 @@ def define_training_flags(learning_rate, lr_decay, epoch=200, batch_size=1):
     flags.DEFINE_enum("is_deploy", "0", ["0", "1", "2"], "0 trains, 1 infers, 2 exports for the next stage")
     flags.DEFINE_string("time_stamp", "test", "name of the run: models/<time_stamp>")
     flags.DEFINE_string("resume_model", "", "checkpoint prefix, ours or the original's, to start from or infer with")
+    flags.DEFINE_string("load", "", "checkpoint whose weights alone to start from: optimiser and steps start afresh")
     flags.DEFINE_float("learning_rate", learning_rate, "initial or highest learning rate", lower_bound=0.0)
     flags.DEFINE_float("lr_decay", lr_decay, "factor of the original learning-rate rule")
     flags.DEFINE_enum(
         "lr_schedule",
         "original",
-        ["original", "cosine", "linear"],
-        "original: decays when validation stops improving; the others rise for --warmup_steps, then fall to 0",
+        ["original", "cosine", "linear", "onecycle", "plateau"],
+        "original: decays when validation stops improving; cosine and linear rise for --warmup_steps, then fall to 0;"
+        " onecycle rises for a fifth of the steps, then falls, and turns Adam's beta_1 the other way; plateau: times"
+        " --lr_decay at the third epoch in a row without improvement, ends training after six",
     )
     flags.DEFINE_integer("warmup_steps", 100, "steps of the rise", lower_bound=0)
     flags.DEFINE_integer("epoch", epoch, "passes over the training list", lower_bound=1)
@@ -161,6 +170,7 @@ def options_from_flags(strategy, task):
         exp_name=FLAGS.exp_name,
         strategy=strategy,
         resume_model=FLAGS.resume_model,
+        load=FLAGS.load,
         clip_norm=FLAGS.clip_norm,
         accumulate=FLAGS.accumulate,
         ema_decay=FLAGS.ema_decay,
@@ -191,8 +201,19 @@ def epochs_from_flags(examples, whole=False):
     return learning_rate.Epochs(examples, FLAGS.batch_size * FLAGS.accumulate, FLAGS.epoch, whole)
 
 
-def rule_from_flags(epochs, patience):
-    """The learning-rate rule that the flags ask for."""
+def rule_from_flags(epochs, patience, higher_is_better=True):
+    """The learning-rate rule that the flags ask for.
+
+    Args:
+        patience: of the original rule, epochs.
+        higher_is_better: of the score.
+    """
+    if FLAGS.lr_schedule == "onecycle":
+        return learning_rate.OneCycleRule(epochs.total, FLAGS.learning_rate)
+    if FLAGS.lr_schedule == "plateau":
+        return learning_rate.PlateauRule(
+            FLAGS.learning_rate, higher_is_better, FLAGS.lr_decay, steps=epochs.steps, stop=6
+        )
     if FLAGS.lr_schedule == "original":
         return learning_rate.OriginalRule(epochs, FLAGS.learning_rate, FLAGS.lr_decay, patience)
     return learning_rate.AnnealedRule(epochs, FLAGS.learning_rate, FLAGS.lr_schedule, FLAGS.warmup_steps)
@@ -229,7 +250,9 @@ def train(task, options):
         ema_decay=options.ema_decay,
         scale_loss=options.scale_loss,
         jit_compile=options.jit_compile,
-        audio_seconds=lambda batch: task.seconds_per_frame * tf.reduce_sum(tf.cast(batch["frames"], tf.float32)),
+        audio_seconds=lambda batch: task.seconds_per_frame * tf.reduce_sum(
+            tf.cast(batch[task.length_key], tf.float32)
+        ),
     )
     state = _resume(task, options, step, state)
     _require_same_step(options, state)
@@ -284,10 +307,13 @@ def _resume(task, options, step, state):
     """Restores what the folder holds, or else what --resume_model names; gives the LoopState to go on with."""
     reader = checkpoint.latest_whole(options.folder)
     if reader is None:
-        if options.resume_model:
-            reader = checkpoint.Reader(options.resume_model)
-            checkpoint.restore_weights(reader, task.system, task.model)
-            kept = checkpoint.restore_optimizer(reader, task.model, task.optimizer)
+        if options.resume_model and options.load:
+            raise UserError("--resume_model and --load: give one of them, the checkpoint to start from")
+        if options.resume_model or options.load:
+            reader = checkpoint.open_reader(options.resume_model or options.load)
+            may_differ = ("classifier",) if options.load else ()
+            checkpoint.restore_weights(reader, task.system, task.model, may_differ=may_differ)
+            kept = not options.load and checkpoint.restore_optimizer(reader, task.model, task.optimizer)
             step.restart_averages()
             print(f"{reader.prefix}: weights {'and optimiser ' if kept else ''}restored; starting at step 1")
         return state
@@ -422,6 +448,8 @@ class Run:
             self._open(epoch, place)
         batches = [next(self.batches) for _ in range(self.options.accumulate)]
         self._profile(step)
+        if hasattr(self.task.rule, "beta_1") and hasattr(self.task.optimizer, "current_beta_1"):
+            self.task.optimizer.current_beta_1.assign(self.task.rule.beta_1(self.state))
         try:
             found = self.step(batches, rate)
         except (tf.errors.ResourceExhaustedError, tf.errors.AbortedError) as error:
@@ -470,7 +498,7 @@ class Run:
         return self.task.names_of(epoch, self._values(batches, "index"))
 
     def _out_of_memory(self, step, epoch, batches, error):
-        frames = self._values(batches, "frames")
+        frames = self._values(batches, self.task.length_key)
         name = self._names(epoch, batches)[int(np.argmax(frames))]
         return UserError(
             f"{self.options.folder}: out of memory in step {step}, whose longest mixture is {name} with"

@@ -1,0 +1,293 @@
+"""SpEx+: what a person who trains it or extracts with it relies on."""
+
+import shutil
+import sys
+
+import keras
+import numpy as np
+import pytest
+import soundfile
+import speech
+import tensorflow as tf
+from golden_case import Case
+
+from feat.audio import write_pcm16
+from feat.files import UserError
+from feat.triplets import part_stem, triplet_paths
+from models.conv_tasnet import prelu
+from models.spex_plus import BRANCHES, VARIANTS, SpexPlus
+from nn import checkpoint
+from nn.optimizers import make_optimizer
+from nn.spex_plus import Extractor, TargetExtraction, match_level
+from nn.step import TrainStep
+
+RATE = speech.RATE
+SIZES = dict(filters=8, bottleneck=6, units=10, embedding_dim=5, speaker_units=7, dilations=2, repeats=2, classes=3)
+WINDOWS = dict(windows=(20, 80, 160))
+
+
+def make_model(variant="seed", seed=0, **settings):
+    """A small model whose every weight, also those that start as 0 or 1, has a value of its own."""
+    keras.utils.set_random_seed(seed)
+    model = SpexPlus(**VARIANTS[variant] | SIZES | WINDOWS | settings)
+    random = np.random.default_rng(seed)
+    for weight in model.weights:
+        noise = random.uniform(0.0, 0.3, weight.shape) if "variance" in weight.name else random.normal(0, 0.1, weight.shape)
+        weight.assign(weight + noise.astype(np.float32))
+    return model
+
+
+def talk(talker, seed, samples):
+    return speech.voice(talker, seed, samples / RATE + 0.01)[:samples]
+
+
+@pytest.mark.parametrize("norm", ["global", "channel", "batch", "cumulative"])
+@pytest.mark.parametrize("variant", ["seed", "authors"])
+def test_padded_batch_gives_what_its_items_give_alone(variant, norm):
+    model = make_model(variant, norm=norm)
+    lengths, enrolled = [1500, 2013, 1900], [2400, 1800, 2111]
+    mixtures = [talk(0, i, n) + talk(1, i, n) for i, n in enumerate(lengths)]
+    enrolments = [talk(0, 9 + i, n) for i, n in enumerate(enrolled)]
+
+    def padded(signals):
+        longest = max(map(len, signals))
+        # Whatever is behind the end must not matter.
+        return np.stack([np.append(x, np.full(longest - len(x), 0.3, np.float32)) for x in signals])
+
+    together = model(
+        dict(
+            mixture=padded(mixtures),
+            enrolment=padded(enrolments),
+            samples=np.array(lengths, np.int32),
+            enrolment_samples=np.array(enrolled, np.int32),
+        )
+    )
+    for i, (mixture, enrolment) in enumerate(zip(mixtures, enrolments)):
+        alone = model({"mixture": mixture[None], "enrolment": enrolment[None]})
+        for name in ("embedding", "logits"):
+            np.testing.assert_allclose(together[name][i], alone[name][0], rtol=1e-3, atol=1e-5)
+        for branch in BRANCHES:
+            theirs, ours = alone[branch][0].numpy(), together[branch][i].numpy()
+            np.testing.assert_allclose(ours[: len(theirs)], theirs, atol=1e-4 * np.abs(theirs).max())
+            assert not ours[len(theirs) :].any()
+
+
+@pytest.mark.parametrize("norm", ["channel", "cumulative"])
+def test_causal_model_sees_no_more_of_the_future_than_its_longest_window(norm):
+    model = make_model(norm=norm, causal=True)
+    embedding = np.ones((1, SIZES["embedding_dim"]), np.float32)
+    mixture = talk(0, 1, 3000)[None]
+    changed = mixture.copy()
+    changed[:, 2000:] = talk(1, 2, 1000)
+    before, after = (model.extract(x, embedding, branches=BRANCHES) for x in (mixture, changed))
+    for branch in BRANCHES:
+        same = 2000 - model.windows[2]
+        np.testing.assert_allclose(before[branch][:, :same], after[branch][:, :same], atol=1e-5)
+        assert np.abs(before[branch] - after[branch]).max() > 1e-3
+
+
+def test_channel_softmax_does_not_depend_on_the_rest_of_the_batch():
+    model = make_model(mask="softmax")
+    embedding = np.ones((2, SIZES["embedding_dim"]), np.float32)
+    mixtures = np.stack([talk(0, 1, 1000), talk(1, 2, 1000)])
+    both = model.extract(mixtures, embedding)["short"]
+    alone = model.extract(mixtures[:1], embedding[:1])["short"]
+    np.testing.assert_allclose(both[:1], alone, atol=1e-5)
+
+
+def test_extractor_with_a_kept_embedding_gives_what_the_whole_model_gives():
+    model = make_model()
+    mixture, enrolment = talk(0, 1, 2001), talk(1, 2, 2500)
+    extractor = Extractor(model)
+    whole = model({"mixture": mixture[None], "enrolment": enrolment[None]})
+    embedding = extractor.embed(enrolment)
+    np.testing.assert_allclose(embedding, whole["embedding"][0], rtol=1e-4, atol=1e-6)
+    estimate = extractor(mixture, embedding, level="none")
+    np.testing.assert_allclose(estimate, whole["short"][0], atol=1e-5 * np.abs(whole["short"]).max() + 1e-6)
+
+
+def test_extractor_takes_enrolments_and_mixtures_of_any_length():
+    extractor = Extractor(make_model())
+    embedding = extractor.embed(talk(0, 1, 50))
+    assert np.isfinite(embedding).all()
+    for samples in (1, 19, 20, 333):
+        assert extractor(talk(1, 2, samples), embedding).shape == (samples,)
+    with pytest.raises(ValueError, match=f"{extractor.model.shortest_enrolment} are needed"):
+        extractor.model.embed(np.zeros((1, 100), np.float32))
+
+
+def test_level_of_what_is_extracted():
+    target, other = np.array([1.0, 1, 0, 0], np.float32), np.array([0, 0, 2.0, 0], np.float32)
+    mixture = target + other
+    np.testing.assert_allclose(match_level(7 * target, mixture, "projection"), target, rtol=1e-6)
+    np.testing.assert_allclose(match_level(7 * target, mixture, "peak"), 2 * target, rtol=1e-6)
+    np.testing.assert_allclose(match_level(7 * target, mixture, "none"), 7 * target)
+
+
+@pytest.mark.parametrize("slope", [-0.5, 0.25, 1.0, 1.7])
+def test_prelu_and_its_gradient(slope):
+    x = tf.constant(np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32))
+    alpha = tf.constant([slope])
+    upstream = tf.cos(x)
+    results = []
+    for function in (prelu, lambda x, a: tf.where(x > 0, x, a * x)):
+        with tf.GradientTape() as tape:
+            tape.watch([x, alpha])
+            y = function(x, alpha)
+        results.append([y, *tape.gradient(y, [x, alpha], output_gradients=upstream)])
+    for ours, expected in zip(*results):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+def test_model_is_made_again_from_its_configuration():
+    model = make_model("authors", norm="batch", mask="sigmoid", taps=5)
+    again = SpexPlus.from_config(model.get_config())
+    again.set_weights(model.get_weights())
+    batch = {"mixture": talk(0, 1, 1000)[None], "enrolment": talk(0, 2, 2000)[None]}
+    np.testing.assert_array_equal(model(batch)["short"], again(batch)["short"])
+
+
+@pytest.mark.parametrize("variant, ratio", [("seed", "si_sdr"), ("authors", "si_snr")])
+def test_training_lowers_the_loss(variant, ratio):
+    keras.utils.set_random_seed(1)
+    model = SpexPlus(**VARIANTS[variant] | SIZES | WINDOWS | dict(filters=24, bottleneck=16, units=16, repeats=1))
+    batch = {
+        "mixture": np.stack([talk(i, i, 2000) + talk(2, 5 + i, 2000) for i in range(2)]),
+        "target": np.stack([talk(i, i, 2000) for i in range(2)]),
+        "enrolment": np.stack([talk(i, 9 + i, 2500) for i in range(2)]),
+        "samples": np.array([2000, 1700], np.int32),
+        "enrolment_samples": np.array([2500, 2300], np.int32),
+        "speaker": np.array([0, 1], np.int32),
+    }
+    batch = {name: tf.constant(value) for name, value in batch.items()}
+    optimizer = make_optimizer("adam", 3e-3, l2=1e-5)
+    optimizer.build(model.trainable_variables)
+    objective = TargetExtraction(model, ratio)
+    step = TrainStep(model, optimizer, objective, tf.distribute.get_strategy(), 2, clip_norm=5.0)
+    step.compile({name: tf.TensorSpec([None] * len(x.shape), x.dtype) for name, x in batch.items()})
+    found = [step([batch], 3e-3) for _ in range(60)]
+    assert float(found[-1]["si_sdr"]) > 3 + max(-10, float(found[0]["si_sdr"]))
+    assert float(found[-1]["cross_entropy"]) < 0.3
+    unknown = batch | {"speaker": tf.constant([-1, 1])}
+    assert float(objective(unknown)[1]["cross_entropy"][0]) == 0
+
+
+# PyTorch ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch_file(tmp_path):
+    """A checkpoint as ir4kgl/ss_dla saves it, with a configuration object of a class that is not here."""
+    torch = pytest.importorskip("torch")
+    case = Case(speech.ROOT / "tests/golden/spex_plus/seed_small_short_ref.npz")
+    module = type(sys)("their_project")
+    config = type("TheirConfig", (), {"__module__": "their_project"})
+    module.TheirConfig = config
+    sys.modules["their_project"] = module
+    path = tmp_path / "checkpoint.pth"
+    weights = {"module." + name: torch.tensor(value) for name, value in case.weights().items()}
+    try:
+        torch.save({"arch": "SpexPlus", "epoch": 3, "state_dict": weights, "config": config()}, path)
+    finally:
+        del sys.modules["their_project"]
+    return str(path), case
+
+
+def test_torch_checkpoint(torch_file, tmp_path):
+    path, case = torch_file
+    reader = checkpoint.open_reader(path)
+    settings = reader.settings()
+    model = SpexPlus(**settings)
+    checkpoint.load_for_inference(path, "spex_plus", model)
+    outputs = model({"mixture": case["in/audio"], "enrolment": case["in/ref"]})
+    case.check("short", outputs["short"], case["out/short"])
+    other = SpexPlus(**settings | {"classes": 9})
+    with pytest.raises(UserError, match="tells 5 speakers apart, the model of these flags 9; give --classes 5"):
+        checkpoint.load_for_inference(path, "spex_plus", other)
+    checkpoint.restore_weights(reader, "spex_plus", other, may_differ=("classifier",))
+    case.check("short", other({"mixture": case["in/audio"], "enrolment": case["in/ref"]})["short"], case["out/short"])
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(open(path, "rb").read()[:5000])
+    with pytest.raises(UserError, match="download it again"):
+        checkpoint.open_reader(str(broken))
+
+
+def test_torch_checkpoint_without_torch(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pth"
+    path.write_bytes(b"PK\x03\x04 and more")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"pip install \"deep-casa\[convert\]\""):
+        checkpoint.open_reader(str(path))
+
+
+# The script ---------------------------------------------------------------------------------------
+
+FLAGS = dict(
+    variant="authors", n_filters=8, n_bottle=6, n_units=10, embedding_dim=5, n_speaker_units=7, n_blocks=1, n_repeats=1,
+    batch_size=2, segment_seconds=0.4, lr_schedule="onecycle", epoch=1, save_steps=1, pictures=1, num_workers=1,
+    metrics="si_sdr", corpus_flags=False,
+)  # fmt: skip
+LAST = 5  # the step that would come after the last
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Triplets, and a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("spex_plus")
+    for set_name, count in dict(tr=8, cv=1, tt=2).items():
+        for i in range(count):
+            target, noise = i % 3, (i + 1) % 3
+            signals = [talk(target, 10 * i, 4000), talk(noise, 10 * i + 1, 4000), talk(target, 10 * i + 2, 5000)]
+            paths = triplet_paths(folder / "triplets" / set_name, part_stem(target, noise, i))
+            write_pcm16(paths["mixture"], signals[0] + signals[1], RATE)
+            write_pcm16(paths["target"], signals[0], RATE)
+            write_pcm16(paths["enrolment"], signals[2], RATE)
+    speech.succeed(folder, "nn/spex_plus.py", time_stamp="whole", **FLAGS)
+    return folder
+
+
+def prefix(folder, stamp, step):
+    return folder / f"exp/spex_plus/models/{stamp}/spex_plus_model.ckpt_step_{step}"
+
+
+def test_resumed_run_ends_as_one_that_was_not_interrupted(folder):
+    whole, again = (folder / "exp/spex_plus/models" / stamp for stamp in ("whole", "again"))
+    shutil.copytree(whole, again)
+    for path in again.glob("*ckpt_step_*"):
+        if int(path.name.split("_step_")[1].split(".")[0]) > 2:  # at the height of the cycle
+            path.unlink()
+    assert "going on at step 2 of 4" in speech.succeed(
+        folder, "nn/spex_plus.py", time_stamp="again", **FLAGS | {"pictures": 0}
+    )
+    speech.assert_same_checkpoints(prefix(folder, "whole", LAST), prefix(folder, "again", LAST))
+    assert list((whole / "pictures").glob("*.png"))
+
+
+def test_extraction_of_a_set(folder):
+    printed = speech.succeed(folder, "nn/spex_plus.py", is_deploy=1, resume_model=prefix(folder, "whole", LAST), **FLAGS)
+    assert "of 2 (" in printed and "worse than the mixture" in printed
+    for name in ("0_1_000000", "1_2_000001"):
+        rows = np.fromfile(folder / f"exp/spex_plus/output_tt/files/{name}.bin", "<f4").reshape(3, -1)
+        paths = triplet_paths(folder / "triplets/tt", name)
+        for row, kind in ((rows[0], "target"), (rows[2], "mixture")):
+            np.testing.assert_array_equal(row, soundfile.read(paths[kind], dtype="float32")[0])
+    table = (folder / "exp/spex_plus/output_tt/scores/table.txt").read_text()
+    assert "extracted" in table and "SI-SDRi" in table
+
+
+def test_extraction_from_a_recording_of_another_rate(folder):
+    paths = [triplet_paths(folder / "triplets/tt", name) for name in ("0_1_000000", "1_2_000001")]
+    write_pcm16(folder / "recording.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 11025), 11025)
+    speech.succeed(
+        folder,
+        "nn/spex_plus.py",
+        *[f"--enrolment={path['enrolment']}" for path in paths],
+        is_deploy=1,
+        variant="authors",
+        resume_model=prefix(folder, "whole", LAST),
+        mixture="recording.wav",
+        output="out/talker.wav",
+        corpus_flags=False,
+    )
+    samples, rate = soundfile.read(folder / "out/talker.wav")
+    assert (len(samples), rate) == (11025, 11025) and np.isfinite(samples).all()
