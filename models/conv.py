@@ -123,9 +123,9 @@ def convolve(x, kernel, same):
 
 def pointwise(x, kernel, bias=None):
     """[..., in] times kernel [in, out], plus bias [out] if there is one."""
-    flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), kernel)
+    flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), ops.cast(kernel, x.dtype))
     if bias is not None:
-        flat = flat + bias
+        flat = flat + ops.cast(bias, x.dtype)
     return ops.reshape(flat, (*ops.shape(x)[:-1], kernel.shape[-1]))
 
 
