@@ -150,6 +150,7 @@ class ConvBlock(keras.layers.Layer):
         """With frame_mask [batch, frames, 1], frames that have 0 there influence no others."""
         y = self.expand_prelu(self._expand(x, condition))
         if frame_mask is not None:
+            frame_mask = ops.cast(frame_mask, "float32")  # to be summed up
             y = y * ops.cast(frame_mask, y.dtype)
         if self.norm == "global":
             return x + self._folded(y, frame_mask)

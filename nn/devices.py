@@ -39,9 +39,7 @@ def make_strategy():
     Raises:
         UserError: TF_CONFIG is not understood, or devices are asked for that are not there.
     """
-    keras.mixed_precision.set_dtype_policy(
-        "float32" if FLAGS.precision == "float32" else f"mixed_{FLAGS.precision}"
-    )
+    set_precision()
     if FLAGS.num_virtual_devices:
         _split_cpu(FLAGS.num_virtual_devices)
     workers = _workers_of_tf_config()
@@ -61,6 +59,11 @@ def make_strategy():
     if len(devices) > 1:
         return tf.distribute.MirroredStrategy(devices)
     return tf.distribute.OneDeviceStrategy(devices[0] if devices else "/cpu:0")
+
+
+def set_precision():
+    """Sets the precision of the layers made from now on to that of the flags."""
+    keras.mixed_precision.set_dtype_policy("float32" if FLAGS.precision == "float32" else f"mixed_{FLAGS.precision}")
 
 
 def _split_cpu(count):

@@ -419,6 +419,7 @@ def match_level(estimate, mixture, level):
 
 def infer():
     """--is_deploy 1"""
+    devices.set_precision()
     if FLAGS.mixture or FLAGS.enrolment or FLAGS.output:
         extract_recording()
         return

@@ -139,6 +139,21 @@ def test_prelu_and_its_gradient(slope):
         np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["global", "cumulative"])
+def test_bfloat16_is_close_to_float32(norm):
+    """Also that frames, more than bfloat16 can count, are counted in float32."""
+    batch = {"mixture": talk(0, 1, 6000)[None], "enrolment": talk(1, 2, 3000)[None]}
+    batch |= {"samples": np.array([5500], np.int32), "enrolment_samples": np.array([2900], np.int32)}
+    expected = make_model(norm=norm)(batch)["short"].numpy()
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+    try:
+        found = make_model(norm=norm)(batch)["short"].numpy()
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    assert found.dtype == np.float32
+    assert np.sum((found - expected) ** 2) < 1e-2 * np.sum(expected**2)
+
+
 def test_model_is_made_again_from_its_configuration():
     model = make_model("authors", norm="batch", mask="sigmoid", taps=5)
     again = SpexPlus.from_config(model.get_config())
