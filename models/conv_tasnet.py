@@ -64,9 +64,7 @@ class Initialization:
 
     def pointwise(self, channels, filters, name, use_bias=True):
         """PointwiseConv, [..., channels] -> [..., filters]."""
-        return PointwiseConv(
-            filters, self.kernel(channels, filters), self.bias(channels), use_bias=use_bias, name=name
-        )
+        return PointwiseConv(filters, self.kernel(channels, filters), self.bias(channels), use_bias=use_bias, name=name)
 
 
 @keras.saving.register_keras_serializable("deep_casa")

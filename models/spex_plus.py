@@ -195,9 +195,7 @@ class SpexPlus(keras.Model):
                     initializer=initial.kernel(window, window * filters),
                     name=f"{name}_{branch}_kernel",
                 )
-                bias = self.add_weight(
-                    shape=(outputs,), initializer=initial.bias(window), name=f"{name}_{branch}_bias"
-                )
+                bias = self.add_weight(shape=(outputs,), initializer=initial.bias(window), name=f"{name}_{branch}_bias")
                 weights.append((kernel, bias))
             return weights
 
@@ -207,8 +205,7 @@ class SpexPlus(keras.Model):
         self.speaker_input = initial.pointwise(3 * filters, embedding_dim, "speaker_input")
         sizes = (embedding_dim, embedding_dim, speaker_units, speaker_units)
         self.speaker_blocks = [
-            ResidualBlock(*sizes[i : i + 2], initialization=initialization, name=f"speaker_block_{i}")
-            for i in range(3)
+            ResidualBlock(*sizes[i : i + 2], initialization=initialization, name=f"speaker_block_{i}") for i in range(3)
         ]
         self.speaker_output = initial.pointwise(speaker_units, embedding_dim, "speaker_output")
         self.classifier = Initialization("uniform").pointwise(embedding_dim, classes, "classifier")

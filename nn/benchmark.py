@@ -371,7 +371,7 @@ if __name__ == "__main__":
     deep_casa.define_grouping_flags()
     flags.DEFINE_enum("system", "dense_unet", list(SYSTEMS), "the model")
     flags.DEFINE_enum("variant", "seed", list(VARIANTS), "of spex_plus")
-    flags.DEFINE_float("enrolment_seconds", 0.0, "length of the enrolments of spex_plus; 0: as the mixtures", lower_bound=0)
+    flags.DEFINE_float("enrolment_seconds", 0.0, "of spex_plus; 0: as long as the mixtures", lower_bound=0)
     flags.DEFINE_float("seconds", 1.0, "length of the mixtures", lower_bound=0.1)
     flags.DEFINE_integer("threads", 0, "TensorFlow threads; 0: all cores", lower_bound=0)
     flags.DEFINE_integer("repeats", 7, "calls to take the median of", lower_bound=1)

@@ -92,7 +92,9 @@ class TargetExtraction:
             target = zero_behind(target, batch["samples"])
         extraction = losses.extraction_loss(estimates, target, self.ratio, self.middle, self.long)
         classification = losses.cross_entropy(outputs["logits"], batch["speaker"])
-        right = ops.equal(ops.cast(ops.argmax(outputs["logits"], axis=-1), "int32"), ops.cast(batch["speaker"], "int32"))
+        right = ops.equal(
+            ops.cast(ops.argmax(outputs["logits"], axis=-1), "int32"), ops.cast(batch["speaker"], "int32")
+        )
         return extraction + self.classification * classification, {
             "si_sdr": self.ratio(estimates[0], target),
             "extraction_loss": extraction,
@@ -113,7 +115,9 @@ def define_flags():
     flags.DEFINE_integer("sample_rate", None, "Hz; files of other rates are resampled; default of the variant")
     flags.DEFINE_string("speakers_file", "", "talkers in the order of their classes, one a line; default: those of tr")
     flags.DEFINE_string("scp_root", "", "what the paths in mix.scp, ref.scp and aux.scp are relative to")
-    flags.DEFINE_string("durations_file", "", "utterances and their seconds, for .scp lists of mixtures as long as the longer")
+    flags.DEFINE_string(
+        "durations_file", "", "utterances and their seconds, for .scp lists of mixtures as long as the longer"
+    )
     flags.DEFINE_bool("dynamic_mixing", False, "mix the utterances of --corpus_folder anew at every step")
     flags.DEFINE_string("corpus_folder", "", "a folder for every talker; for --dynamic_mixing")
     flags.DEFINE_integer("epoch_mixtures", 20000, "mixtures in an epoch of --dynamic_mixing", lower_bound=1)
@@ -229,7 +233,9 @@ class TrainingData:
         if FLAGS.dynamic_mixing:
             if not FLAGS.corpus_folder or not self.segment:
                 raise UserError("--dynamic_mixing needs --corpus_folder, and --segment_seconds above 0")
-            self.pool = triplet_dataset.talker_pool(FLAGS.corpus_folder, find_speakers(FLAGS.corpus_folder), rate, speakers)
+            self.pool = triplet_dataset.talker_pool(
+                FLAGS.corpus_folder, find_speakers(FLAGS.corpus_folder), rate, speakers
+            )
             speakers, self.examples = self.pool.speakers, FLAGS.epoch_mixtures
         else:
             triplets = read_set("tr", speakers)
@@ -312,7 +318,8 @@ def train_model():
     if data.classes > model.settings["classes"]:
         raise UserError(
             f"{FLAGS.data_folder}: {data.classes} speakers in tr, the model tells {model.settings['classes']} apart;"
-            f" give --classes {data.classes}" + (", and --load in place of --resume_model" if FLAGS.resume_model else "")
+            f" give --classes {data.classes}"
+            + (", and --load in place of --resume_model" if FLAGS.resume_model else "")
         )
     epochs = train.epochs_from_flags(data.examples, whole=True)
     task = train.Task(
@@ -445,7 +452,8 @@ def infer():
     if "si_sdr" in scored:
         gains = np.array([utterance["extracted"].scores["si_sdri"][0] for utterance in evaluation.utterances])
         worse = np.sum(gains < 0)
-        print(f"{worse} of {len(gains)} ({100 * worse / len(gains):.1f} %) are worse than the mixture: most likely the other talker")
+        share = f"{worse} of {len(gains)} ({100 * worse / len(gains):.1f} %)"
+        print(f"{share} are worse than the mixture: most likely the other talker")
 
 
 def extract_recording():

@@ -158,7 +158,14 @@ def seed_names(model):
         ("mixture_input", f"{extractor}.tail.1", _CONV),
     ]
     for i, block in enumerate(model.speaker_blocks):
-        parts = ["first_layers.0", "first_layers.1", "first_layers.2", "first_layers.3", "first_layers.4", "last_layers.0"]
+        parts = [
+            "first_layers.0",
+            "first_layers.1",
+            "first_layers.2",
+            "first_layers.3",
+            "first_layers.4",
+            "last_layers.0",
+        ]
         table += _speaker_block(block, f"speaker_block_{i}", [f"{speaker}.{i + 2}.{part}" for part in parts])
         table += [(f"speaker_block_{i}/skip", f"{speaker}.{i + 2}.last_conv", _PLAIN_CONV)] if block.skip else []
     for repeat, j in _blocks(model):

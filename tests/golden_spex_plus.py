@@ -65,7 +65,9 @@ def check_outputs(case, outputs, prefix="out/", tolerance=1e-4):
 
 def first_probe_that_differs(case, model, run):
     """Name of the first 1x1 convolution or residual block of ours whose output is off."""
-    theirs_of = {ours.split("/")[0]: theirs for ours, theirs in ArrayReader("", case.weights()).reference_names(model).items()}
+    theirs_of = {
+        ours.split("/")[0]: theirs for ours, theirs in ArrayReader("", case.weights()).reference_names(model).items()
+    }
     outputs = {}
     for layer in [*model.speaker_blocks, *model.blocks, *model.masks, model.speaker_output]:
         layer.call = _watched(layer, outputs)
@@ -233,7 +235,12 @@ def loss_functions(case, folder):
             extraction = losses.extraction_loss(cut, target * mask, ratio, config["alpha"], config["beta"])
             classification = losses.cross_entropy(logits, labels)
             loss = tf.reduce_mean(extraction + config["lambda"] * classification)
-        return loss, tf.reduce_mean(extraction), tf.reduce_mean(classification), tape.gradient(loss, [*estimates, logits])
+        return (
+            loss,
+            tf.reduce_mean(extraction),
+            tf.reduce_mean(classification),
+            tape.gradient(loss, [*estimates, logits]),
+        )
 
     loss, extraction, classification, gradients = total(losses.si_sdr, 1.0)
     for name, value in (("total", loss), ("sisdr", extraction), ("ce", classification)):

@@ -32,7 +32,9 @@ def make_model(variant="seed", seed=0, **settings):
     model = SpexPlus(**VARIANTS[variant] | SIZES | WINDOWS | settings)
     random = np.random.default_rng(seed)
     for weight in model.weights:
-        noise = random.uniform(0.0, 0.3, weight.shape) if "variance" in weight.name else random.normal(0, 0.1, weight.shape)
+        noise = (
+            random.uniform(0.0, 0.3, weight.shape) if "variance" in weight.name else random.normal(0, 0.1, weight.shape)
+        )
         weight.assign(weight + noise.astype(np.float32))
     return model
 
@@ -279,7 +281,9 @@ def test_resumed_run_ends_as_one_that_was_not_interrupted(folder):
 
 
 def test_extraction_of_a_set(folder):
-    printed = speech.succeed(folder, "nn/spex_plus.py", is_deploy=1, resume_model=prefix(folder, "whole", LAST), **FLAGS)
+    printed = speech.succeed(
+        folder, "nn/spex_plus.py", is_deploy=1, resume_model=prefix(folder, "whole", LAST), **FLAGS
+    )
     assert "of 2 (" in printed and "worse than the mixture" in printed
     for name in ("0_1_000000", "1_2_000001"):
         rows = np.fromfile(folder / f"exp/spex_plus/output_tt/files/{name}.bin", "<f4").reshape(3, -1)
