@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 
+import golden_binaural_data
 import golden_spex_plus
 import golden_spex_plus_data
 import keras
@@ -45,6 +46,7 @@ from nn.step import TrainStep
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN_DIR = pathlib.Path(os.environ.get("GOLDEN_DIR", pathlib.Path(__file__).parent / "golden"))
 PROCEDURES = {}
+PROCEDURES.update(golden_binaural_data.PROCEDURES)
 PROCEDURES.update(golden_spex_plus_data.PROCEDURES)
 PROCEDURES.update(golden_spex_plus.PROCEDURES)
 
