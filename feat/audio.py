@@ -1,4 +1,4 @@
-"""Reading and writing of mono audio files. A file that cannot be used is refused by name, with the mend."""
+"""Reading and writing of audio files. A file that cannot be used is refused by name, with the mend."""
 
 import io
 import os
@@ -76,6 +76,25 @@ def read_mono(path, sample_rate=None):
     return samples
 
 
+def read_stereo(path, sample_rate=None):
+    """`read_mono` for a recording of two ears: float32 [samples, 2], left and right."""
+    info = wav_info(path)
+    require_stereo(path, info, sample_rate)
+    samples = _read(path, info, "float32")
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path}: {np.sum(~np.isfinite(samples))} samples are NaN or infinite; make it again")
+    return samples
+
+
+def require_stereo(path, info, sample_rate=None):
+    """Raises UserError if the header `info` of `path` is not that of two ears at `sample_rate`."""
+    if info.channels != 2:
+        raise UserError(
+            f"{path}: {info.channels} channel{'s' * (info.channels > 1)}, the two of a binaural recording are needed"
+        )
+    _require_rate(path, info, sample_rate)
+
+
 def read_resampled(path, sample_rate):
     """`read_mono`, brought to `sample_rate` Hz if the file has another rate."""
     return resample(read_mono(path), wav_info(path).sample_rate, sample_rate)
@@ -106,11 +125,11 @@ def to_int16(samples):
 
 
 def write_pcm16(path, samples, sample_rate):
-    """Writes a mono 16-bit wav, whole or not at all.
+    """Writes a 16-bit wav, whole or not at all.
 
     Args:
       path: the wav file; its folder is made if need be.
-      samples: [samples], int16 as they are or floats in [-1, 1].
+      samples: [samples] or [samples, channels], int16 as they are or floats in [-1, 1].
       sample_rate: Hz.
 
     Raises:
@@ -122,11 +141,12 @@ def write_pcm16(path, samples, sample_rate):
             samples = to_int16(samples)
         except ValueError as error:
             raise UserError(f"{path}: not written, {error}; scale the signal down") from error
-    # Through memory, because of a full disk soundfile says "system error" and the file system says which.
-    wav = io.BytesIO()
-    soundfile.write(wav, samples, sample_rate, subtype="PCM_16", format="WAV")
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(wav.getbuffer())
+    _write_wav(path, samples, sample_rate, "PCM_16")
+
+
+def write_float(path, samples, sample_rate):
+    """Writes a wav of 32-bit floats, whole or not at all; `samples`: [samples] or [samples, channels]."""
+    _write_wav(path, np.asarray(samples, np.float32), sample_rate, "FLOAT")
 
 
 def read_blocks(path, channel=None, seconds=10.0):
@@ -223,6 +243,14 @@ def resample_sinc(samples, from_hz, to_hz, zero_crossings=6, rolloff=0.99):
     return resample_poly(samples.astype(np.float64), up, down, window=taps / up).astype(samples.dtype)
 
 
+def _write_wav(path, samples, sample_rate, subtype):
+    # Through memory, because of a full disk soundfile says "system error" and the file system says which.
+    wav = io.BytesIO()
+    soundfile.write(wav, samples, sample_rate, subtype=subtype, format="WAV")
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(wav.getbuffer())
+
+
 def _read(path, info, dtype):
     """All samples of a file whose header is `info`. Raises UserError if some are missing."""
     try:
@@ -239,6 +267,10 @@ def _read(path, info, dtype):
 def _require_layout(path, info, sample_rate):
     if info.channels != 1:
         raise UserError(f"{path}: {info.channels} channels, 1 is needed; keep one, e.g. sox IN OUT remix 1")
+    _require_rate(path, info, sample_rate)
+
+
+def _require_rate(path, info, sample_rate):
     if sample_rate is not None and info.sample_rate != sample_rate:
         raise UserError(
             f"{path}: {info.sample_rate} Hz, {sample_rate} Hz is needed;"

@@ -53,12 +53,7 @@ class Head:
 
     def available(self):
         """bool [25, 50]: the directions that this listener has responses for."""
-        if self.kind == "sofa":
-            return _sofa_nearest(self.path)[1]
-        if self.kind == "cipic":
-            have = [all(os.path.exists(_cipic_path(self.path, a, ear)) for ear in EARS) for a in AZIMUTHS]
-            return np.repeat(np.array(have)[:, None], len(ELEVATIONS), axis=1)
-        return np.ones((len(AZIMUTHS), len(ELEVATIONS)), bool)
+        return _available(self)
 
     def responses(self, azimuth, sample_rate, sinc=False):
         """Responses of all elevations of an azimuth.
@@ -163,20 +158,14 @@ def sphere_responses(directions, radius_m, sample_rate=CIPIC_RATE_HZ, taps=SPHER
     Returns:
       float64 [..., taps, 2]; what reaches the centre of the absent head would come at tap (taps - 1) // 2.
     """
-    from scipy.special import eval_legendre, spherical_jn, spherical_yn
+    from scipy.special import eval_legendre
 
-    directions = np.asarray(directions, np.float64)
     size = 1 << (2 * taps - 1).bit_length()
     frequency = np.fft.rfftfreq(size, 1 / sample_rate)
-    mu = 2 * np.pi * frequency[1:] * radius_m / SOUND_M_PER_S
-    orders = np.arange(int(1.5 * mu[-1]) + 12)[:, None]
-    with np.errstate(all="ignore"):  # of an order far above mu the derivative is infinite, and its share 0
-        slope = spherical_jn(orders, mu, True) + 1j * spherical_yn(orders, mu, True)
-        weights = (-1j) ** (orders - 1) * (2 * orders + 1) / slope / mu**2
-    weights = np.where(np.isfinite(weights), weights, 0)
+    weights = _sphere_weights(radius_m, sample_rate, size)
     ears = np.radians([EAR_AZIMUTH_DEG, -EAR_AZIMUTH_DEG])
     cosine = np.clip(directions @ np.array([np.cos(ears), np.sin(ears), [0, 0]]), -1, 1)  # [..., 2]
-    spectrum = np.conj(np.tensordot(eval_legendre(orders[:, 0], cosine[..., None]), weights, axes=1))
+    spectrum = np.conj(np.tensordot(eval_legendre(np.arange(len(weights)), cosine[..., None]), weights, axes=1))
     spectrum = np.concatenate([np.ones((*cosine.shape, 1)), spectrum], axis=-1)  # [..., 2, frequencies]
     spectrum *= np.exp(-2j * np.pi * frequency / sample_rate * ((taps - 1) // 2))
     return np.moveaxis(np.fft.irfft(spectrum, size)[..., :taps], -1, -2)
@@ -185,7 +174,31 @@ def sphere_responses(directions, radius_m, sample_rate=CIPIC_RATE_HZ, taps=SPHER
 # Inside -------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(2048)
+@functools.lru_cache(256)
+def _available(head):
+    if head.kind == "sofa":
+        return _sofa_nearest(head.path)[1]
+    have = np.ones(len(AZIMUTHS), bool)
+    if head.kind == "cipic":
+        names = set(os.listdir(head.path))
+        have[:] = [all(os.path.basename(_cipic_path("", a, ear)) in names for ear in EARS) for a in AZIMUTHS]
+    return np.repeat(have[:, None], len(ELEVATIONS), axis=1)
+
+
+@functools.lru_cache(64)
+def _sphere_weights(radius_m, sample_rate, size):
+    """Weights of the Legendre polynomials, complex [orders, frequencies but 0]."""
+    from scipy.special import spherical_jn, spherical_yn
+
+    mu = 2 * np.pi * np.fft.rfftfreq(size, 1 / sample_rate)[1:] * radius_m / SOUND_M_PER_S
+    orders = np.arange(int(1.5 * mu[-1]) + 12)[:, None]
+    with np.errstate(all="ignore"):  # of an order far above mu the derivative is infinite, and its share 0
+        slope = spherical_jn(orders, mu, True) + 1j * spherical_yn(orders, mu, True)
+        weights = (-1j) ** (orders - 1) * (2 * orders + 1) / slope / mu**2
+    return np.where(np.isfinite(weights), weights, 0)
+
+
+@functools.lru_cache(1024)
 def _responses(head, azimuth, sample_rate, sinc):
     if head.kind == "cipic":
         rate, responses = CIPIC_RATE_HZ, _cipic(head.path, azimuth)
