@@ -7,13 +7,11 @@ together kept, so that level differences between the ears stay and those between
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.signal import oaconvolve
 
 NOISE_RATE_HZ = 16000  # samples of noise are counted at this rate
 NOISE_MARGIN = 32000  # samples of noise before and after the speech are fewer
 SNR_DB = (-2.5, 15.0)
 PEAK = 0.9
-SHORTEST = 1040  # samples; networks need as many
 
 
 def convolve(signal, responses, lead=None):
@@ -27,6 +25,8 @@ def convolve(signal, responses, lead=None):
     Returns:
       float64 [samples, 2].
     """
+    from scipy.signal import oaconvolve  # here, as training needs the numbers of this module alone
+
     lead = (len(responses) - 1) // 2 if lead is None else lead
     full = oaconvolve(np.asarray(signal, np.float64)[:, None], responses, axes=0)
     return full[lead : lead + len(signal)]

@@ -39,9 +39,10 @@ from absl import flags
 from feat import binaural, binaural_scenes, noises, rooms
 from feat.audio import FULL_SCALE, read_mono, read_stereo, resample, to_int16, wav_info, write_float, write_pcm16
 from feat.binaural_scenes import KINDS, Scene
+from feat.binaural_sets import NOISE_SIGNALS, SHORTEST, read_manifest, set_folder
 from feat.files import UserError, make_writable_directory, require_free_bytes, run_script, write_text
 from feat.hrir import Head, find_heads, split_heads
-from feat.lists import SETS, rate_folder, source_names
+from feat.lists import SETS, source_names
 from feat.mixing import MODES, draw_sets, mix_sources
 from feat.mixture_tree import claim_folder, file_names, measure_level
 from feat.parallel import parallel_map
@@ -49,7 +50,6 @@ from feat.rooms import Room, draw_room, simulate, time_name
 from feat.wsj0_mix import find_utterances, find_wsj0
 
 NOISE_FIELDS = ("same", "independent", "diffuse")
-NOISE_SIGNALS = ("mix_clean", "mix_single", "mix_both")
 ROOMS_PER_TIME = {"tr": 20, "cv": 10, "tt": 10}
 BYTES_PER_SAMPLE = {"PCM_16": 2, "FLOAT": 4}
 LEFT_OUT_SHOWN = 10
@@ -113,11 +113,6 @@ class BinauralTree:
 
     def room_path(self, room, azimuth):
         return os.path.join(self.folder, "rooms", f"{room.name}_{azimuth}.wav")
-
-
-def set_folder(output_folder, kind, set_name, sample_rate=8000, mode="min"):
-    """Folder of the wavs of a set."""
-    return os.path.join(output_folder, kind, rate_folder(sample_rate), mode, set_name)
 
 
 @dataclass(frozen=True)
@@ -199,16 +194,6 @@ def make_binaural(tree, scenes_of_set, settings, overwrite=False, num_workers=0)
     ]
 
 
-def read_manifest(folder):
-    """Rows of the manifest of a set's folder, [{name: text}]. Raises UserError if the set was not made to its end."""
-    path = os.path.join(folder, "manifest.csv")
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; run feat/binaural_mix.py to its end") from error
-
-
 def mix_scene(tree, scene, rate, mode, levels=None):
     """One mixture, before it is rounded.
 
@@ -231,11 +216,11 @@ def mix_scene(tree, scene, rate, mode, levels=None):
     else:
         gains = scene.gains[rate, mode]
         sources = binaural.fix_length([x * gain for x, gain in zip(sources, gains)], mode)
-    if len(sources[0]) < binaural.SHORTEST:
+    if len(sources[0]) < SHORTEST:
         shortest = min(scene.paths, key=lambda path: wav_info(tree.source_path(path)).seconds)
         raise UserError(
             f"{tree.source_path(shortest)}: {len(sources[0])} samples at {rate} Hz,"
-            f" {binaural.SHORTEST} are needed; leave it out"
+            f" {SHORTEST} are needed; leave it out"
         )
     in_room = not isinstance(scene.place, Head)
     responses = [_response(tree, scene, c, rate) for c in range(tree.talkers)]
@@ -652,10 +637,10 @@ def _long_enough(tree, utterances, num_workers):
     for path, seconds in zip(paths, checked):
         if isinstance(seconds, str):
             reasons.append(seconds)
-        elif seconds * min(tree.sample_rates) < binaural.SHORTEST:
+        elif seconds * min(tree.sample_rates) < SHORTEST:
             reasons.append(
                 f"{tree.source_path(path)}: {int(seconds * min(tree.sample_rates))} samples at"
-                f" {min(tree.sample_rates)} Hz, {binaural.SHORTEST} are needed"
+                f" {min(tree.sample_rates)} Hz, {SHORTEST} are needed"
             )
         else:
             samples_of[path] = int(np.ceil(round(seconds * binaural.NOISE_RATE_HZ, 6)))

@@ -1,8 +1,9 @@
 """Procedures of the golden cases on the data of Binaural TasNet, see test_golden.py."""
 
 import numpy as np
+import tensorflow as tf
 
-from feat import audio, binaural
+from feat import audio, augment, binaural, binaural_dataset
 
 PROCEDURES = {}
 
@@ -101,3 +102,58 @@ def dynamic_mixing(case, folder):
     case.check("mix", mixture, case["out/mix"])
     for c, image in enumerate(images, start=1):
         case.check(f"s{c}", image, case[f"out/s{c}"])
+
+
+@procedure("speed_perturb")
+def speed_perturb(case, folder):
+    for speed in case.config["speeds"]:
+        ours = np.stack([augment.change_speed(tf.constant(x), speed, case.config["orig_freq"]) for x in case["in/x"]])
+        case.check(f"speed{speed}", ours, case[f"out/speed{speed}"], least=2e-6)
+
+
+def augmented(case):
+    """(mixture [samples, 2], sources [talkers, samples, 2]) of a case with recorded draws."""
+    config, draws = case.config, [values[0] for _, values in case.meta["draws"]]
+    talkers = case["in/targets"].shape[-1]
+    shift = (config["min_shift"], config["max_shift"]) if config.get("use_rand_shift") else None
+    augmentation = augment.Augmentation(shift=shift, parity=True)
+    noise = tf.constant(case["in/noise"][0]) if "in/noise" in case else None
+    mixture, sources = binaural_dataset.remix(
+        [tf.constant(case["in/targets"][0, ..., c]) for c in range(talkers)],
+        tf.constant(case["in/mix"][0]),
+        noise,
+        augmentation,
+        8000,
+        [tf.constant(speed) for speed in draws[:talkers]],
+        draws[talkers : 2 * talkers],
+    )
+    if config.get("limit_training_signal_len"):
+        start, samples = draws[-1], config["training_signal_len"]
+        mixture, sources = mixture[start : start + samples], sources[:, start : start + samples]
+    return mixture, sources
+
+
+@procedure("augment")
+def augmentation(case, folder):
+    if "in/x" in case:
+        wave_dropping(case)
+        return
+    mixture, sources = augmented(case)
+    case.check("mix_used", mixture, case["out/mix_used"][0], least=2e-6)
+    case.check("targets_used", np.moveaxis(sources, 0, -1), case["out/targets_used"][0], least=2e-6)
+
+
+def wave_dropping(case):
+    draws = case.meta["draws"]
+    for key in case.named("out"):
+        if key.startswith("notch_"):
+            case.check(key, augment.notch(float(key[6:])), case[f"out/{key}"], least=2e-6)
+    taps = tf.constant(augment.notches(draws["drop_freq"][1][1]))
+    for x, mono, stereo in zip(case["in/x"], case["out/drop_freq_mono"], case["out/drop_freq"]):
+        mended = augment.drop_bands(tf.constant(x), taps)
+        case.check("drop_freq_mono", mended[:, 0], mono, least=2e-6)
+        case.check("drop_freq", augment.drop_bands(tf.constant(x), taps, parity=True), stereo, least=2e-6)
+    dropped = iter(np.array(values, np.int32) for _, values in draws["drop_chunk"][1:])
+    for x, theirs in zip(case["in/x"], case["out/drop_chunk"]):
+        lengths, starts = next(dropped), next(dropped)
+        np.testing.assert_array_equal(augment.drop_chunks(tf.constant(x), starts, lengths), theirs)
