@@ -6,6 +6,7 @@ corpus = ["espeakng-loader==0.2.4"]
 convert = ["torch>=2.6"]
 demo = ["gradio>=6.31"]
 export = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.31", "ai-edge-litert>=2.3"]
+room = ["pyroomacoustics>=0.10.1"]
 metrics = ["fast-bss-eval>=0.1.4", "pystoi>=0.4.1"]
 
 setup(
@@ -18,6 +19,7 @@ setup(
         "tensorflow>=2.21",
         "keras>=3.15",
         "absl-py",
+        "h5py",
         "matplotlib",
         "numpy",
         "pesq",
@@ -34,6 +36,7 @@ setup(
         "demo": demo,
         "export": export,
         "live": ["sounddevice"],
-        "test": ["pytest", "pytest-xdist", "selenium", *corpus, *demo, *export],
+        "room": room,
+        "test": ["pytest", "pytest-xdist", "selenium", *corpus, *demo, *export, *room],
     },
 )

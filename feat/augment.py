@@ -103,7 +103,7 @@ def change_speed(signal, speed, sample_rate):
 def drop_chunks(signal, starts, lengths):
     """[samples, ears] with zeros in [start, start + length) of all chunks; `starts`, `lengths`: [chunks]."""
     place = tf.range(tf.shape(signal)[0])[:, None]
-    dropped = tf.reduce_any((place >= starts) & (place < starts + lengths), axis=1)
+    dropped = tf.reduce_any((place >= starts) & (place < tf.add(starts, lengths)), axis=1)
     return tf.where(dropped[:, None], 0.0, signal)
 
 

@@ -216,7 +216,7 @@ def mix_scene(tree, scene, rate, mode, levels=None):
     else:
         gains = scene.gains[rate, mode]
         sources = binaural.fix_length([x * gain for x, gain in zip(sources, gains)], mode)
-    if len(sources[0]) < SHORTEST:
+    if len(sources[0]) < SHORTEST and not tree.parity:
         shortest = min(scene.paths, key=lambda path: wav_info(tree.source_path(path)).seconds)
         raise UserError(
             f"{tree.source_path(shortest)}: {len(sources[0])} samples at {rate} Hz,"

@@ -26,7 +26,7 @@ SPHERES = 45  # as many listeners as CIPIC has
 SPHERE_RADIUS_M = (0.0875, 0.004)  # mean and standard deviation
 EAR_AZIMUTH_DEG = 100  # of the ears of a sphere, from the nose
 SOUND_M_PER_S = 343.0
-FARTHEST_DEG = 7.5  # of a measured position from the direction that it stands for
+FARTHEST_DEG, FARTHEST_AZIMUTH_DEG = 7.5, 2.6  # of a measured position from the direction that it stands for
 # The listeners that Binaural-WSJ0Mix takes for each set.
 CIPIC_SETS = {
     "tr": "08 09 10 11 119 127 131 135 137 15 152 153 154 156 162 163 19 20 27 28 44 48 50 58 59 60 65".split(),
@@ -294,7 +294,9 @@ def _sofa_nearest(path):
     vectors, _, _ = _sofa(path)
     cosine = grid() @ vectors.T
     nearest = cosine.argmax(axis=-1)
-    return nearest, cosine.max(axis=-1) >= np.cos(np.radians(FARTHEST_DEG))
+    azimuth = np.degrees(np.arcsin(np.clip(-vectors[nearest, 1], -1, 1)))
+    aside = np.abs(azimuth - np.array(AZIMUTHS)[:, None]) > FARTHEST_AZIMUTH_DEG
+    return nearest, (cosine.max(axis=-1) >= np.cos(np.radians(FARTHEST_DEG))) & ~aside
 
 
 def _text(value):

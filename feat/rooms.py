@@ -116,12 +116,9 @@ def _images(room, azimuth):
         import pyroomacoustics
     except ImportError as error:
         raise UserError("pyroomacoustics is not installed; get it with: pip install -e .[room]") from error
-    size = np.array(room.size_m)
-    surface = 2 * (size[0] * size[1] + size[1] * size[2] + size[2] * size[0])
-    # Eyring's formula.
-    absorption = 1 - np.exp(-24 * np.log(10) / SOUND_M_PER_S * size.prod() / (surface * room.reverb_s))
+    # The absorption is put in below; here it must only let every image be.
     shoebox = pyroomacoustics.ShoeBox(
-        size, fs=RATE_HZ, materials=pyroomacoustics.Material(absorption), max_order=HIGHEST_ORDER
+        room.size_m, fs=RATE_HZ, materials=pyroomacoustics.Material(0.5), max_order=HIGHEST_ORDER
     )
     heading = np.radians(room.facing_deg - azimuth)
     talker = np.array(room.position_m) + room.distance_m * np.array([np.cos(heading), np.sin(heading), 0])
@@ -133,4 +130,25 @@ def _images(room, azimuth):
     facing = np.radians(room.facing_deg)
     axes = np.array([[np.cos(facing), np.sin(facing), 0], [-np.sin(facing), np.cos(facing), 0], [0, 0, 1]])
     distances = np.linalg.norm(vectors, axis=1)
-    return vectors @ axes.T, source.damping.mean(axis=0) / distances
+    reflected = _reflected(room, distances, source.orders)
+    return vectors @ axes.T, np.sqrt(reflected) ** source.orders / distances
+
+
+def _reflected(room, distances, orders):
+    """Share of the energy that walls reflect, such that the images decay as they should.
+
+    Formulas like Sabine's are for diffuse fields; images in a box decay more slowly, so that it is searched for.
+    """
+    times = distances / SOUND_M_PER_S
+    begin = times.min() + 0.01
+    end = min(HIGHEST_ORDER * min(room.size_m) / SOUND_M_PER_S, begin + 0.45 * room.reverb_s)
+    place = np.floor((times - begin) / (end - begin) * 10).astype(int)
+    heard = (place >= 0) & (place < 10)
+    place, orders, energy = place[heard], orders[heard], distances[heard] ** -2.0
+    lowest, highest = 0.0, 1.0
+    for _ in range(20):
+        share = (lowest + highest) / 2
+        levels = 10 * np.log10(np.bincount(place, energy * share**orders, minlength=10) + 1e-30)
+        slope = np.polyfit(np.arange(10) * (end - begin) / 10, levels, 1)[0]  # dB/s
+        lowest, highest = (share, highest) if slope < -60 / room.reverb_s else (lowest, share)
+    return share

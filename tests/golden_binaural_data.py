@@ -1,11 +1,14 @@
 """Procedures of the golden cases on the data of Binaural TasNet, see test_golden.py."""
 
 import numpy as np
+import soundfile
 import tensorflow as tf
 
-from feat import audio, augment, binaural, binaural_dataset
+from feat import audio, augment, binaural, binaural_dataset, binaural_mix, binaural_scenes, hrir
+from feat.mixing import MODES
 
 PROCEDURES = {}
+RATES = (8000, 16000)
 
 
 def procedure(kind):
@@ -18,50 +21,85 @@ def procedure(kind):
 
 @procedure("data")
 def data(case, folder):
+    """Has the files written as a person does in parity, and compares steps on the way."""
     config = case.config
-    count = len(config["azimuth"])
-    found = {}
-    for rate in (8000, 16000):
-        tag = f"{rate // 1000}k"
-        sources, responses = [], []
-        for c in range(1, count + 1):
-            gain = config[f"scaling_{tag}"][c - 1]
-            source = audio.resample(case[f"in/utt{c}"].astype(float), 16000, rate) * gain
-            found[f"step/scaled_{tag}_{c}"] = source
-            sources.append(source * config.get("scaling_wham_speech", 32768) / 32768)
-            if f"in/brir{c}" in case:
-                responses.append(audio.resample(case[f"in/brir{c}"] / 32768, config["brir_rate"], rate))
-                continue
-            ears = [
-                audio.resample(case[f"in/hrir{c}_{ear}"].astype(float), 44100, rate) for ear in ("left", "right")
-            ]
-            found |= {f"step/hrir{c}_{ear}_{tag}": x for ear, x in zip(("left", "right"), ears)}
-            responses.append(np.stack(ears, axis=1))
-        for mode in ("min", "max"):
-            images = np.stack([
-                binaural.render(source, response, "in/brir1" in case, parity=True)[0]
-                for source, response in zip(binaural.fix_length(sources, mode), responses)
-            ])
-            found |= {f"step/binaural_{tag}_{mode}_{c + 1}": x for c, x in enumerate(images)}
-            signals = {"mix": images.sum(axis=0)}
-            if "in/noise" in case:
-                noise = audio.resample(case["in/noise"].astype(float), 16000, rate) * config["scaling_wham_noise"]
-                start = config["speech_start_sample_16k"] // (16000 // rate)
-                images, noise = binaural.join_noise(images, np.stack([noise, noise], axis=1), start, mode)
-                clean = images.sum(axis=0)
-                signals = {"mix_clean": clean, "mix_single": noise + images[0], "mix_both": noise + clean}
-                signals["noise"] = noise
-            signals |= {f"s{c + 1}": x for c, x in enumerate(images)}
-            for kind, signal in signals.items():
-                written = signal.astype(np.float32) if "in/noise" in case else binaural.truncate16(signal)[0]
-                found[f"wav{tag}/{mode}/{kind}"] = written
-    wanted = case.named("out")
-    assert wanted.keys() <= found.keys()
-    for key, theirs in wanted.items():
+    numbers = range(1, len(config["azimuth"]) + 1)
+    kind = "noise" if "in/noise" in case else "reverb" if "in/brir1" in case else f"{len(numbers)}speakers"
+    for c in numbers:
+        audio.write_pcm16(folder / f"utt{c}.wav", case[f"in/utt{c}"], config.get("speech_rate", 16000))
+    scene = binaural_scenes.Scene(
+        config["output_name"].removesuffix(".wav"),
+        tuple(f"utt{c}.wav" for c in numbers),
+        write_place(case, folder),
+        tuple(config["azimuth"]),
+        tuple(config.get("elevation_index", ())),
+        gains=in_variants(lambda tag: np.array(config[f"scaling_{tag}"]) * config.get("scaling_wham_speech", 1)),
+        noise=write_noise(case, folder) if kind == "noise" else None,
+    )
+    tree = binaural_mix.BinauralTree(folder, folder / "out", kind, RATES, MODES, parity=True)
+    binaural_mix.make_binaural(tree, {"tt": [scene]}, {}, num_workers=1)
+    for key, theirs in case.named("out").items():
+        parts = key.split("/")
+        if parts[0] == "step":
+            ours = step(case, parts[1], scene)
+            case.check(key, ours, theirs, least=1e-9)
+            continue
+        path = folder / "out" / kind / parts[0] / parts[1] / "tt" / parts[2] / config["output_name"]
+        ours, rate = soundfile.read(path, dtype=theirs.dtype.name)
+        assert rate == {"wav8k": 8000, "wav16k": 16000}[parts[0]] and soundfile.info(path).channels == 2
         if theirs.dtype == np.int16:
-            np.testing.assert_array_equal(found[key], theirs, err_msg=key)
+            np.testing.assert_array_equal(ours, theirs, err_msg=key)
         else:
-            case.check(key, found[key], theirs, least=1e-9 if theirs.dtype == np.float64 else 1e-6)
+            case.check(key, ours, theirs, least=1e-6)
+
+
+def in_variants(value):
+    return {(rate, mode): value(f"{rate // 1000}k") for rate in RATES for mode in MODES}
+
+
+def write_place(case, folder):
+    """The listener's folder or that of a room, with the responses of the case in it."""
+    config = case.config
+    place = folder / (config.get("subject") or config["reverb_time"])
+    for c, azimuth in enumerate(config["azimuth"], start=1):
+        if "in/brir1" in case:
+            path = place / f"CATT_{place.name}_{azimuth}.wav"
+            audio.write_pcm16(path, case[f"in/brir{c}"], config.get("brir_rate", 16000))
+            continue
+        for ear in hrir.EARS:
+            responses = np.zeros((len(hrir.ELEVATIONS), 200), np.int16)
+            responses[config["elevation_index"][c - 1]] = case[f"in/hrir{c}_{ear}"]
+            path = place / f"{'neg' if azimuth < 0 else ''}{abs(azimuth)}az{ear}.wav"
+            audio.write_pcm16(path, responses, config.get("hrir_rate", hrir.CIPIC_RATE_HZ))
+    return str(place) if "in/brir1" in case else hrir.Head(place.name, "cipic", str(place))
+
+
+def write_noise(case, folder):
+    config = case.config
+    audio.write_float(folder / "noise.wav", case["in/noise"], config.get("noise_rate", 16000))
+    draw = binaural.NoiseDraw(config["speech_start_sample_16k"], 0, 0.0, 0, 0, len(case["in/noise"]))
+    gain = in_variants(lambda tag: config["scaling_wham_noise"])
+    return binaural_scenes.Noise("file", draw, str(folder / "noise.wav"), gain=gain)
+
+
+def step(case, name, scene):
+    """What the reference had on the way to 8 and 16 kHz, in 16-bit numbers."""
+    kind, *parts = name.split("_")
+    if kind.startswith("hrir"):
+        c, rate = int(kind[4:]) - 1, 1000 * int(parts[1][:-1])
+        return scene.place.response(scene.azimuths[c], scene.elevations[c], rate)[:, hrir.EARS.index(parts[0])]
+    c, rate = int(parts[-1]) - 1, 1000 * int(parts[0][:-1])
+    sources = [
+        audio.resample(case[f"in/utt{c + 1}"].astype(float), 16000, rate) * gain
+        for c, gain in enumerate(scene.gains[rate, "min"])
+    ]
+    if kind == "scaled":
+        return sources[c]
+    source = binaural.fix_length(sources, parts[1])[c]
+    if "in/brir1" in case:
+        responses = audio.resample(case[f"in/brir{c + 1}"].astype(float), 16000, rate)
+        return binaural.render(source, responses, room=True, parity=True)[0]
+    return binaural.render(source, scene.place.response(scene.azimuths[c], scene.elevations[c], rate))[0]
 
 
 @procedure("noise_sampler")
@@ -153,7 +191,7 @@ def wave_dropping(case):
         mended = augment.drop_bands(tf.constant(x), taps)
         case.check("drop_freq_mono", mended[:, 0], mono, least=2e-6)
         case.check("drop_freq", augment.drop_bands(tf.constant(x), taps, parity=True), stereo, least=2e-6)
-    dropped = iter(np.array(values, np.int32) for _, values in draws["drop_chunk"][1:])
+    dropped = iter(values for _, values in draws["drop_chunk"][1:])
     for x, theirs in zip(case["in/x"], case["out/drop_chunk"]):
         lengths, starts = next(dropped), next(dropped)
         np.testing.assert_array_equal(augment.drop_chunks(tf.constant(x), starts, lengths), theirs)
