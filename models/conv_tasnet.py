@@ -10,6 +10,7 @@ from keras import ops
 from models.conv import PointwiseConv, dilated_depthwise, pointwise
 from models.norm import BatchNorm, ChannelNorm, CumulativeNorm, GlobalNorm, frame_statistics
 
+PADDINGS = ("zeros", "reflect")
 NORMS = {"global": GlobalNorm, "channel": ChannelNorm, "batch": BatchNorm, "cumulative": CumulativeNorm}
 
 
@@ -38,6 +39,177 @@ class PReLU(keras.layers.Layer):
 
     def call(self, x):
         return prelu(x, 1.0 * self.slope)  # a tensor, which custom gradients need
+
+
+def lean(function):
+    """Of a function that gives (results, their gradient): the results, with that gradient.
+
+    The gradient says what is kept for it; TensorFlow alone would keep every map on the way. Other backends
+    differentiate as they always do.
+
+    Args:
+        function: of tensors, a list, to (tuple of results, gradient). gradient: what the results' gradients are, one
+            after the other, to a list of those of the tensors.
+    """
+
+    def run(*tensors):
+        if keras.backend.backend() != "tensorflow":
+            return function(tensors)[0]
+        return ops.custom_gradient(lambda *tensors: function(tensors))(*tensors)
+
+    return run
+
+
+def rectified(x, slope, sign):
+    """PReLU of sign * x, times sign, which is 1 for slopes up to 1 and -1 beyond; both [1]. One product, one choice."""
+    return ops.maximum(x, ops.cast(slope, x.dtype) * x)
+
+
+def rectified_gradient(upstream, x, slope, sign):
+    """Gradients of `rectified` to x, and to the slope, in float32 [1]."""
+    passed = ops.cast(sign, x.dtype) * x > 0
+    stopped = ops.where(passed, ops.cast(0, x.dtype), upstream)
+    to_slope = ops.reshape(ops.sum(ops.cast(stopped * x, "float32")), (1,))
+    return upstream + ops.cast(slope - 1, x.dtype) * stopped, to_slope
+
+
+def expanded(x, kernel, shift, slope, sign, frame_mask=None):
+    """A 1x1 convolution and PReLU, times sign, and the statistics of it without sign.
+
+    For the gradient x alone is kept.
+
+    Args:
+        x: [batch, frames, channels].
+        kernel: [channels, units].
+        shift: [1 or batch, 1, units], added before PReLU, or None.
+        slope, sign: see `rectified`.
+        frame_mask: [batch, frames, 1]; y is 0 where it is 0, which is not counted.
+
+    Returns:
+        y [batch, frames, units]; mean and biased variance of every item, [batch, 1, 1] float32.
+    """
+
+    def before(x, kernel, shift):
+        u = pointwise(x, ops.cast(kernel, x.dtype) * ops.cast(sign, x.dtype))
+        return u if shift is None else u + ops.cast(shift * ops.cast(sign, shift.dtype), x.dtype)
+
+    def masked(y):
+        return y if frame_mask is None else y * ops.cast(frame_mask, y.dtype)
+
+    def function(tensors):
+        x, kernel, slope, *shifts = tensors
+        shift = shifts[0] if shifts else None
+        y = masked(rectified(before(x, kernel, shift), slope, sign))
+        mean, variance = frame_statistics(y, frame_mask)
+
+        def gradient(to_y, to_mean, to_variance):
+            u = before(x * ops.cast(_one(to_mean), x.dtype), kernel, shift)
+            y = masked(rectified(u, slope, sign))
+            weight = 1 / _count(y, frame_mask)
+            to_square = 2 * to_variance * weight
+            constant = to_mean * sign * weight - to_square * mean
+            to_y = masked(to_y + ops.cast(constant, y.dtype) + ops.cast(to_square, y.dtype) * y)
+            to_u, to_slope = rectified_gradient(to_y, u, slope, sign)
+            signed = ops.cast(sign, x.dtype)
+            to_x = pointwise(to_u, ops.transpose(ops.cast(kernel, x.dtype)) * signed)
+            found = [to_x, ops.cast(_outer(x, to_u) * sign, kernel.dtype), ops.cast(to_slope, slope.dtype)]
+            if shift is not None:
+                axes = 1 if shift.shape[0] != 1 else (0, 1)
+                to_shift = ops.sum(ops.cast(to_u, "float32"), axis=axes, keepdims=True) * sign
+                found.append(ops.cast(to_shift, shift.dtype))
+            return found
+
+        return (y, sign * mean, variance), gradient
+
+    return lean(function)(x, kernel, slope, *([] if shift is None else [shift]))
+
+
+def reduced(z, shift, slope, sign, floor, gamma, beta, kernel, frame_mask=None):
+    """Shift, PReLU, global norm and 1x1 convolution. For the gradient z alone is kept.
+
+    Args:
+        z: [batch, frames, units], times sign.
+        shift: [batch, 1, units], times sign, added to z.
+        slope, sign: see `rectified`.
+        floor: [batch, 1, 1], added to the variance.
+        gamma, beta: [units], of the norm.
+        kernel: [units, channels].
+        frame_mask: as of `expanded`.
+
+    Returns:
+        [batch, frames, channels].
+    """
+
+    def masked(w):
+        return w if frame_mask is None else w * ops.cast(frame_mask, w.dtype)
+
+    def function(tensors):
+        z, shift, slope, floor, gamma, beta, kernel = tensors
+        dtype = z.dtype
+        w = masked(rectified(z + ops.cast(shift, dtype), slope, sign))
+        mean, variance = frame_statistics(w, frame_mask)  # mean: times sign
+        scale = ops.rsqrt(variance + floor)
+        scaled = sign * ops.expand_dims(gamma, -1) * kernel
+        offset = ops.squeeze(beta - sign * mean * scale * gamma, axis=1)  # [B, units]
+        y = pointwise(w, ops.cast(scaled, dtype)) * ops.cast(scale, dtype)
+        y = y + ops.cast(ops.expand_dims(ops.matmul(offset, kernel), 1), dtype)
+
+        def gradient(upstream):
+            x = z * ops.cast(_one(upstream), dtype) + ops.cast(shift, dtype)
+            w = masked(rectified(x, slope, sign))
+            total = ops.sum(ops.cast(upstream, "float32"), axis=1)  # [B, channels]
+            upstream = upstream * ops.cast(scale, dtype)
+            to_scaled = _outer(w, upstream)
+            to_w = pointwise(upstream, ops.cast(ops.transpose(scaled), dtype))
+            to_offset = ops.matmul(total, ops.transpose(kernel))  # [B, units]
+            by_gamma = ops.reshape(ops.sum(to_offset * gamma, axis=-1), (-1, 1, 1))
+            to_scale = ops.sum(ops.cast(to_w * w, "float32"), axis=(1, 2), keepdims=True) / scale
+            to_scale = to_scale - sign * mean * by_gamma
+            to_variance = -0.5 * to_scale * scale**3
+            to_mean = -sign * scale * by_gamma
+            weight = 1 / _count(w, frame_mask)
+            to_square = 2 * to_variance * weight
+            constant = to_mean * weight - to_square * mean
+            to_w = masked(to_w + ops.cast(constant, dtype) + ops.cast(to_square, dtype) * w)
+            to_x, to_slope = rectified_gradient(to_w, x, slope, sign)
+            pushed = ops.reshape(sign * mean * scale, (-1, 1))
+            return [
+                to_x,
+                ops.sum(ops.cast(to_x, "float32"), axis=1, keepdims=True),
+                ops.cast(to_slope, slope.dtype),
+                to_variance,
+                ops.sum(sign * to_scaled * kernel, axis=1) - ops.sum(pushed * to_offset, axis=0),
+                ops.sum(to_offset, axis=0),
+                sign * ops.expand_dims(gamma, -1) * to_scaled + ops.matmul(ops.transpose(offset), total),
+            ]
+
+        return (y,), gradient
+
+    y = lean(function)(z, shift, slope, floor, gamma, beta, kernel)
+    return y[0] if isinstance(y, (tuple, list)) else y
+
+
+def _one(upstream):
+    """1, but only once `upstream` is known: what is multiplied by it is computed then and not before.
+
+    Else TensorFlow sees that the forward pass had the same map, and keeps that one.
+    """
+    first = ops.ravel(ops.slice(upstream, (0,) * upstream.ndim, (1,) * upstream.ndim))
+    return ops.exp(ops.minimum(ops.abs(ops.cast(first, "float32")), 0))
+
+
+def _outer(x, y):
+    """[batch, frames, i], [batch, frames, j] -> sum over batch and frames of their products, [i, j] float32."""
+    x, y = (ops.reshape(t, (-1, t.shape[-1])) for t in (x, y))
+    return ops.cast(ops.matmul(ops.transpose(x), y), "float32")
+
+
+def _count(x, frame_mask):
+    """Values of an item that count, as in frame_statistics."""
+    _, frames, channels = ops.shape(x)
+    if frame_mask is None:
+        return ops.cast(frames * channels, "float32")
+    return ops.maximum(ops.sum(frame_mask, axis=(1, 2), keepdims=True), 1.0) * channels
 
 
 class Initialization:
@@ -88,6 +260,11 @@ class ConvBlock(keras.layers.Layer):
         causal: convolve over past frames only. The global norm still sees the whole signal.
         condition: size of the condition; 0: none.
         initialization: see Initialization.
+        bias: the convolutions have biases.
+        padding: around the frames of what is not causal: "zeros", or "reflect", their mirror image, which needs more
+            frames than dilation * (taps // 2).
+        late: causal, and dilation * (taps // 2) frames late, so that the depthwise convolution never sees the current
+            frame: SpeechBrain's.
     """
 
     def __init__(
@@ -101,11 +278,16 @@ class ConvBlock(keras.layers.Layer):
         causal=False,
         condition=0,
         initialization="xavier",
+        bias=True,
+        padding="zeros",
+        late=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         if taps % 2 == 0:
             raise ValueError(f"{taps} taps: a depthwise convolution that keeps the frames needs an odd number")
+        if padding not in PADDINGS:
+            raise ValueError(f"padding {padding!r}: should be one of {', '.join(PADDINGS)}")
         self.settings = dict(
             channels=channels,
             units=units,
@@ -116,6 +298,9 @@ class ConvBlock(keras.layers.Layer):
             causal=causal,
             condition=condition,
             initialization=initialization,
+            bias=bias,
+            padding=padding,
+            late=late,
         )
         self.channels = channels
         self.units = units
@@ -125,13 +310,17 @@ class ConvBlock(keras.layers.Layer):
         self.epsilon = epsilon
         self.causal = causal
         self.condition = condition
+        self.use_bias = bias
+        self.late = late
+        self.around = dilation * (taps // 2)  # frames before and behind that a tap reaches
+        self.reflects = padding == "reflect" and not causal
         self.initial = Initialization(initialization)
-        self.expand = self.initial.pointwise(channels + condition, units, "expand")
+        self.expand = self.initial.pointwise(channels + condition, units, "expand", bias)
         self.expand_prelu = PReLU(name="expand_prelu")
         self.expand_norm = NORMS[norm](epsilon, name="expand_norm")
         self.depthwise_prelu = PReLU(name="depthwise_prelu")
         self.depthwise_norm = NORMS[norm](epsilon, name="depthwise_norm")
-        self.reduce = self.initial.pointwise(units, channels, "reduce")
+        self.reduce = self.initial.pointwise(units, channels, "reduce", bias)
 
     def build(self, input_shape, condition_shape=None):
         inside = (None, None, self.units)
@@ -142,80 +331,138 @@ class ConvBlock(keras.layers.Layer):
         self.kernel = self.add_weight(
             shape=(taps, units, 1), initializer=self.initial.kernel(taps, taps * units), name="kernel"
         )
-        self.bias = self.add_weight(shape=(units,), initializer=self.initial.bias(taps), name="bias")
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(shape=(units,), initializer=self.initial.bias(taps), name="bias")
 
     def call(self, x, condition=None, frame_mask=None, training=False):
         """With frame_mask [batch, frames, 1], frames that have 0 there influence no others."""
-        y = self.expand_prelu(self._expand(x, condition))
         if frame_mask is not None:
             frame_mask = ops.cast(frame_mask, "float32")  # to be summed up
-            y = y * ops.cast(frame_mask, y.dtype)
         if self.norm == "global":
-            return x + self._folded(y, frame_mask)
+            return x + self._folded(x, condition, frame_mask)
+        y = self.expand_prelu(self._expand(x, condition))
+        if frame_mask is not None:
+            y = y * ops.cast(frame_mask, y.dtype)
         norm_options = dict(training=training, frame_mask=frame_mask) if self.norm == "batch" else {}
         y = self.expand_norm(y, **norm_options)
         if frame_mask is not None:
             y = y * frame_mask
         y = ops.cast(y, self.compute_dtype)
-        y = dilated_depthwise(y, self.kernel, self.dilation, self.causal) + self.bias
+        y = self._depthwise(y, self.kernel, frame_mask)
+        if self.bias is not None:
+            y = y + self.bias
         y = self.depthwise_norm(self.depthwise_prelu(y), **norm_options)
         return x + self.reduce(y)
 
     def _expand(self, x, condition):
-        """First convolution. What the condition adds is the same in all frames."""
-        if condition is None:
-            return self.expand(x)
-        own = ops.slice(self.expand.kernel, (0, 0), (self.channels, self.units))
-        others = ops.slice(self.expand.kernel, (self.channels, 0), (self.condition, self.units))
-        shift = ops.matmul(ops.cast(condition, x.dtype), others) + self.expand.bias
-        return pointwise(x, own) + ops.expand_dims(shift, 1)
+        """First convolution."""
+        kernel, shift = self._expansion(x, condition)
+        y = pointwise(x, kernel)
+        return y if shift is None else y + ops.cast(shift, y.dtype)
 
-    def _folded(self, y, frame_mask):
-        """Norm, depthwise convolution, PReLU, norm and last convolution of y [batch, frames, units]."""
-        dtype = y.dtype
-        gamma, beta, kernel, bias, last, last_bias = (
+    def _expansion(self, x, condition):
+        """Kernel of the first convolution, and what it adds in all frames: [1 or batch, 1, units], or None."""
+        kernel, shift = 1.0 * self.expand.kernel, None
+        if self.use_bias:
+            shift = ops.reshape(self.expand.bias, (1, 1, -1))
+        if condition is not None:
+            others = ops.slice(kernel, (self.channels, 0), (self.condition, self.units))
+            kernel = ops.slice(kernel, (0, 0), (self.channels, self.units))
+            given = ops.expand_dims(ops.matmul(ops.cast(condition, x.dtype), ops.cast(others, x.dtype)), 1)
+            shift = given if shift is None else given + ops.cast(shift, given.dtype)
+        return kernel, shift
+
+    def _depthwise(self, y, kernel, frame_mask):
+        """Depthwise convolution of y [batch, frames, units] with kernel [taps, units, 1]."""
+        if self.reflects:
+            frames = None if frame_mask is None else ops.cast(ops.sum(frame_mask, axis=(1, 2)), "int32")
+            mirrored = reflect_frames(y, self.around, frames)
+            return dilated_depthwise(mirrored, kernel, self.dilation, frames=ops.shape(y)[1])
+        if self.late:
+            batch, frames, units = ops.shape(y)
+            y = ops.pad(y, ((0, 0), (self.around, 0), (0, 0)))
+            y = ops.slice(y, (0, 0, 0), (batch, frames, units))
+        return dilated_depthwise(y, kernel, self.dilation, self.causal)
+
+    def _folded(self, x, condition, frame_mask):
+        """What the block adds to x, with the global norm."""
+        kernel_in, shift_in = self._expansion(x, condition)
+        gamma, beta, kernel, gamma_2, beta_2, last = (
             ops.cast(weight, "float32")
             for weight in (
                 self.expand_norm.gamma,
                 self.expand_norm.beta,
-                self.kernel[..., 0],
-                self.bias,
+                ops.squeeze(self.kernel, axis=2),
+                self.depthwise_norm.gamma,
+                self.depthwise_norm.beta,
                 self.reduce.kernel,
-                self.reduce.bias,
             )
         )
-        mean, variance = frame_statistics(y, frame_mask)  # [B, 1, 1]
-        deviation = ops.sqrt(variance + self.epsilon)
+        slopes = [1.0 * prelu.slope for prelu in (self.expand_prelu, self.depthwise_prelu)]
+        signs = [ops.stop_gradient(ops.where(slope <= 1, 1.0, -1.0)) for slope in slopes]
+        y, mean, variance = expanded(x, kernel_in, shift_in, slopes[0], signs[0], frame_mask)
+        deviation = ops.sqrt(variance + self.epsilon)  # [B, 1, 1]
         shift = beta * deviation - mean * gamma  # [B, 1, units]
-        # By taps and the bias, [B, taps + 1, units]; taps on the zeros around the signal add no shift.
-        shifts = ops.concatenate([kernel * shift, bias * deviation], axis=1)
-        y = dilated_depthwise(y, ops.expand_dims(ops.cast(kernel * gamma, dtype), -1), self.dilation, self.causal)
-        y = y + ops.matmul(ops.cast(self._taps_inside(y, frame_mask), dtype), ops.cast(shifts, dtype))
-        y = self.depthwise_prelu(y)
-        if frame_mask is not None:
-            y = y * ops.cast(frame_mask, dtype)
-        mean, variance_2 = frame_statistics(y, frame_mask)
+        shifts = [kernel * shift]  # by taps, [B, taps, units]
+        if self.use_bias:
+            shifts.append(ops.cast(self.bias, "float32") * deviation)
+        shifts = ops.concatenate(shifts, axis=1) * signs[1]
+        kernel = ops.cast(kernel * gamma * (signs[0] * signs[1]), y.dtype)
+        y = self._depthwise(y, ops.expand_dims(kernel, -1), frame_mask)
+        if self.reflects:  # every tap is on a frame of the signal
+            shifts = ops.sum(shifts, axis=1, keepdims=True)
+        else:  # taps on the zeros around the signal add no shift
+            y = y + ops.matmul(ops.cast(self._taps_inside(y, frame_mask), y.dtype), ops.cast(shifts, y.dtype))
+            shifts = ops.zeros_like(mean) * beta
         # y is `deviation` times what the norm should see, so its epsilon is too.
-        scale = ops.rsqrt(variance_2 + self.epsilon * (variance + self.epsilon))
-        gamma, beta = (ops.cast(w, "float32") for w in (self.depthwise_norm.gamma, self.depthwise_norm.beta))
-        shift = ops.squeeze(beta - mean * scale * gamma, axis=1)  # [B, units]
-        y = pointwise(y, ops.cast(ops.expand_dims(gamma, -1) * last, dtype))
-        return y * ops.cast(scale, dtype) + ops.cast(ops.expand_dims(ops.matmul(shift, last) + last_bias, 1), dtype)
+        floor = self.epsilon * (variance + self.epsilon)
+        y = reduced(y, shifts, slopes[1], signs[1], floor, gamma_2, beta_2, last, frame_mask)
+        return y + ops.cast(self.reduce.bias, y.dtype) if self.use_bias else y
 
     def _taps_inside(self, y, frame_mask):
-        """1 where a tap is on a frame of the signal, and always 1 for the bias: [1 or batch, frames, taps + 1]."""
+        """1 where a tap is on a frame of the signal, and always 1 for the bias if there is one.
+
+        [1 or batch, frames, taps (+ 1)]
+        """
         _, frames, _ = ops.shape(y)
         inside = ops.ones((1, frames, 1)) if frame_mask is None else frame_mask
         current = self.taps - 1 if self.causal else self.taps // 2
         offsets = [(tap - current) * self.dilation for tap in range(self.taps)]
-        before, after = -offsets[0], offsets[-1]
+        if self.late:
+            offsets = [offset - self.around for offset in offsets]
+        before, after = -offsets[0], max(offsets[-1], 0)
         padded = ops.pad(inside, ((0, 0), (before, after), (0, 0)))
         rows = ops.shape(padded)[0]
         by_tap = [ops.slice(padded, (0, before + offset, 0), (rows, frames, 1)) for offset in offsets]
-        return ops.concatenate([*by_tap, ops.ones_like(inside)], axis=-1)
+        return ops.concatenate(by_tap + ([ops.ones_like(inside)] if self.use_bias else []), axis=-1)
 
     def get_config(self):
         return super().get_config() | self.settings
+
+
+def reflect_frames(x, around, frames=None):
+    """Puts the mirror image of the first and last frames around x; the frames at the ends are not repeated.
+
+    Args:
+        x: [batch, count, channels], more than `around` frames.
+        around: frames to put on either side.
+        frames: [batch] int, the frames of every item that count: it is mirrored behind these.
+
+    Returns:
+        [batch, around + count + around, channels].
+    """
+    batch, count, channels = ops.shape(x)
+    if frames is None:
+        first = ops.slice(x, (0, 1, 0), (batch, around, channels))
+        last = ops.slice(x, (0, count - 1 - around, 0), (batch, around, channels))
+        return ops.concatenate([ops.flip(first, axis=1), x, ops.flip(last, axis=1)], axis=1)
+    places = ops.abs(ops.arange(count + 2 * around) - around)
+    end = ops.expand_dims(frames, 1) - 1
+    places = ops.clip(end - ops.abs(end - places), 0, count - 1)
+    rows = places + ops.expand_dims(ops.arange(batch) * count, 1)
+    flat = ops.take(ops.reshape(x, (-1, channels)), ops.reshape(rows, (-1,)), axis=0)
+    return ops.reshape(flat, (batch, count + 2 * around, channels))
 
 
 def frame_count(samples, window, hop):
@@ -235,3 +482,41 @@ def cut_frames(waveforms, window, hop, frames):
     waveforms = ops.pad(waveforms, ((0, 0), (0, ops.maximum(needed - samples, 0))))
     hops = ops.reshape(ops.slice(waveforms, (0, 0), (batch, needed)), (batch, -1, hop))
     return ops.concatenate([ops.slice(hops, (0, i, 0), (batch, frames, hop)) for i in range(parts)], axis=-1)
+
+
+def normed_pointwise(x, norm, layer):
+    """layer(norm(x)) of a ChannelNorm and a PointwiseConv, with one pass over x less or two.
+
+    x [batch, frames, channels] should come out of a rectifier: the variance is taken as mean square less square
+    of the mean.
+    """
+    dtype = x.dtype
+    gamma, beta, kernel = (ops.cast(w, "float32") for w in (norm.gamma, norm.beta, layer.kernel))
+    wide = ops.cast(x, "float32")
+    mean = ops.mean(wide, axis=-1, keepdims=True)
+    variance = ops.maximum(ops.mean(ops.square(wide), axis=-1, keepdims=True) - ops.square(mean), 0.0)
+    scale = ops.rsqrt(variance + norm.epsilon)
+    kernel_shift = ops.matmul(ops.expand_dims(beta, 0), kernel)[0]
+    if layer.bias is not None:
+        kernel_shift = kernel_shift + ops.cast(layer.bias, "float32")
+    kernel = ops.expand_dims(gamma, -1) * kernel
+    y = ops.cast(pointwise(x, ops.cast(kernel, dtype)), "float32")
+    return ops.cast((y - mean * ops.sum(kernel, axis=0)) * scale + kernel_shift, dtype)
+
+
+def frames_below(lengths, count):
+    """1 for the first lengths[i] of `count` frames of item i, 0 for the rest: [batch, count, 1] float32."""
+    return ops.expand_dims(ops.cast(ops.arange(count) < ops.expand_dims(lengths, 1), "float32"), -1)
+
+
+def zero_behind(waveforms, samples):
+    """[batch, samples'] with 0 behind the first samples[i] of item i."""
+    inside = ops.arange(ops.shape(waveforms)[1]) < ops.expand_dims(samples, 1)
+    return waveforms * ops.cast(inside, waveforms.dtype)
+
+
+def fit(waveforms, samples):
+    """Cuts [batch, samples'] to `samples`, or fills it with zeros at the end."""
+    batch, length = ops.shape(waveforms)
+    waveforms = ops.pad(waveforms, ((0, 0), (0, ops.maximum(samples - length, 0))))
+    return ops.slice(waveforms, (0, 0), (batch, samples))

@@ -128,6 +128,45 @@ def _norm(x):
     return ops.where(zero, 0.0, ops.sqrt(ops.where(zero, 1.0, energy)))
 
 
+def pairwise_binaural_snr(estimates, references, samples=None):
+    """SNR in dB of every estimate against every talker: the mean of its decibels at the two ears.
+
+    Means over time are removed from every signal; levels count. About -80 dB for a silent reference, 80 dB and more
+    for a perfect estimate. Source: speechbrain/speechbrain, recipes/BinauralWSJ0Mix.
+
+    Args:
+        estimates, references: [batch, C, samples', ears].
+        samples: [batch], how many are not padding; None: all.
+
+    Returns:
+        [batch, C estimates, C talkers].
+    """
+    estimates, references = (ops.cast(x, "float32") for x in (estimates, references))
+    if samples is None:
+        inside, count = None, ops.cast(ops.shape(references)[2], "float32")
+    else:
+        inside = ops.reshape(frame_mask(samples, ops.shape(references)[2]), (-1, 1, ops.shape(references)[2], 1))
+        count = ops.reshape(ops.cast(samples, "float32"), (-1, 1, 1, 1))
+
+    def centred(x):
+        x = x if inside is None else x * inside
+        x = x - ops.sum(x, axis=2, keepdims=True) / count
+        return x if inside is None else x * inside
+
+    estimates, references = centred(estimates), centred(references)
+    difference = ops.expand_dims(estimates, 2) - ops.expand_dims(references, 1)
+    noise = ops.sum(ops.square(difference), axis=3)  # [B, C, C, ears]
+    signal = ops.expand_dims(ops.sum(ops.square(references), axis=2), 1)
+    decibels = float(10.0 / np.log(10.0)) * ops.log(signal / (noise + 1e-8) + 1e-8)
+    return ops.mean(decibels, axis=-1)
+
+
+def binaural_pit_snr(estimates, references, samples=None):
+    """Mean over the talkers of `pairwise_binaural_snr`, under the permutation where it is largest: [batch], dB."""
+    totals = permutation_costs(pairwise_binaural_snr(estimates, references, samples))
+    return ops.max(totals, axis=-1) / estimates.shape[1]
+
+
 def extraction_loss(estimates, reference, ratio=si_sdr, middle=0.1, long=0.1):
     """Negative weighted ratio of SpEx+'s three estimates: [batch], dB.
 

@@ -14,7 +14,18 @@ import numpy as np
 from keras import ops
 
 from models.conv import pointwise
-from models.conv_tasnet import NORMS, ConvBlock, Initialization, PReLU, cut_frames, frame_count
+from models.conv_tasnet import (
+    NORMS,
+    ConvBlock,
+    Initialization,
+    PReLU,
+    cut_frames,
+    fit,
+    frame_count,
+    frames_below,
+    normed_pointwise,
+    zero_behind,
+)
 from models.norm import BatchNorm, ChannelNorm
 from models.spectral import overlap_add
 
@@ -381,39 +392,3 @@ class SpexPlus(keras.Model):
 def _size(layer):
     """Weights of the kernel of a 1x1 convolution."""
     return int(np.prod(layer.kernel.shape))
-
-
-def normed_pointwise(x, norm, layer):
-    """layer(norm(x)) of a ChannelNorm and a PointwiseConv that has a bias, with one pass over x less or two.
-
-    x [batch, frames, channels] should come out of a rectifier: the variance is taken as mean square less square
-    of the mean.
-    """
-    dtype = x.dtype
-    gamma, beta, kernel, bias = (ops.cast(w, "float32") for w in (norm.gamma, norm.beta, layer.kernel, layer.bias))
-    wide = ops.cast(x, "float32")
-    mean = ops.mean(wide, axis=-1, keepdims=True)
-    variance = ops.maximum(ops.mean(ops.square(wide), axis=-1, keepdims=True) - ops.square(mean), 0.0)
-    scale = ops.rsqrt(variance + norm.epsilon)
-    kernel_shift = ops.matmul(ops.expand_dims(beta, 0), kernel)[0] + bias
-    kernel = ops.expand_dims(gamma, -1) * kernel
-    y = ops.cast(pointwise(x, ops.cast(kernel, dtype)), "float32")
-    return ops.cast((y - mean * ops.sum(kernel, axis=0)) * scale + kernel_shift, dtype)
-
-
-def frames_below(lengths, count):
-    """1 for the first lengths[i] of `count` frames of item i, 0 for the rest: [batch, count, 1] float32."""
-    return ops.expand_dims(ops.cast(ops.arange(count) < ops.expand_dims(lengths, 1), "float32"), -1)
-
-
-def zero_behind(waveforms, samples):
-    """[batch, samples'] with 0 behind the first samples[i] of item i."""
-    inside = ops.arange(ops.shape(waveforms)[1]) < ops.expand_dims(samples, 1)
-    return waveforms * ops.cast(inside, waveforms.dtype)
-
-
-def fit(waveforms, samples):
-    """Cuts [batch, samples'] to `samples`, or fills it with zeros at the end."""
-    batch, length = ops.shape(waveforms)
-    waveforms = ops.pad(waveforms, ((0, 0), (0, ops.maximum(samples - length, 0))))
-    return ops.slice(waveforms, (0, 0), (batch, samples))

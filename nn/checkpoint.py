@@ -194,7 +194,7 @@ class Reader:
 
 def open_reader(prefix):
     """Reader of a checkpoint, ours, the original's or one of PyTorch. Raises UserError."""
-    if torch_checkpoint.is_torch_file(prefix):
+    if torch_checkpoint.is_torch_file(prefix) or torch_checkpoint.find_folder(prefix):
         return torch_checkpoint.read(prefix)
     return Reader(prefix)
 
@@ -253,7 +253,7 @@ def _matched(reader, variables, group, model):
     for name, variable in weight_names(variables).items():
         if names is None:
             yield name, variable, read(_ours(group, name))
-        elif name in names:
+        elif name in names and not (name.startswith("projection/") and names[name] not in reader.shapes):
             yield name, variable, reference_checkpoint.join(names[name], read)
     surplus = sorted(name for name in set(reader.shapes) - used if reader.is_surplus(name))
     if surplus:

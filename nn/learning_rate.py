@@ -16,7 +16,7 @@ class LoopState:
         rate: learning rate.
         validated_step: the last step before which validation took place.
         score: of that validation.
-        plateau_loss, bad_epochs: the loss to beat and the epochs since, of PlateauRule.
+        plateau_loss, bad_epochs: the loss to beat and the epochs since, of PlateauRule and AnchorRule.
     """
 
     step: int = 1
@@ -216,6 +216,51 @@ class PlateauRule:
                 state.rate = lower
             state.bad_epochs = 0
         return bool(self.stop) and state.step - state.best_step >= self.stop * self.steps
+
+    def rate(self, state):
+        """Learning rate of step `state.step`."""
+        return state.rate
+
+
+class AnchorRule:
+    """Halves the rate at the third epoch that was worse than the anchor, since the anchor was last met or it fell.
+
+    The anchor is the best loss, but up to the epoch `hold` the last one, whatever it was.
+
+    Args:
+        rate: initial learning rate.
+        higher_is_better: the score is the negative of a loss.
+        factor: of each fall.
+        patience: worse epochs that are borne; the next one makes the rate fall.
+        hold: epochs in which the rate is kept.
+        least: lowest rate.
+        steps: of an epoch.
+
+    Source: speechbrain.nnet.schedulers.ReduceLROnPlateau, as recipes/BinauralWSJ0Mix uses it.
+    """
+
+    def __init__(self, rate, higher_is_better=False, factor=0.5, patience=2, hold=85, least=1e-8, steps=1):
+        self.initial = rate
+        self.sign = -1.0 if higher_is_better else 1.0
+        self.factor = factor
+        self.patience = patience
+        self.hold = hold
+        self.least = least
+        self.steps = steps
+
+    def start_epoch(self, state):
+        """Called before an epoch's first step, after its validation."""
+        done, loss = (state.step - 1) // self.steps, self.sign * state.score
+        if done == 0:
+            return
+        if done <= self.hold:
+            state.plateau_loss = loss
+        elif loss <= state.plateau_loss:
+            state.plateau_loss, state.bad_epochs = loss, 0
+        elif state.bad_epochs < self.patience:
+            state.bad_epochs += 1
+        else:
+            state.rate, state.bad_epochs = max(self.least, self.factor * state.rate), 0
 
     def rate(self, state):
         """Learning rate of step `state.step`."""

@@ -25,8 +25,8 @@ from feat.librispeech_mix import find_speakers
 from feat.parallel import progress
 from feat.triplets import read_durations, read_speakers, read_triplets, require_labels, speakers_of
 from models import losses
-from models.conv_tasnet import NORMS
-from models.spex_plus import BRANCHES, MASKS, SAMPLE_RATES, VARIANTS, SpexPlus, zero_behind
+from models.conv_tasnet import NORMS, zero_behind
+from models.spex_plus import BRANCHES, MASKS, SAMPLE_RATES, VARIANTS, SpexPlus
 from nn import checkpoint, devices, evaluate, metrics, summaries, train
 from nn.deep_casa import OutputFolder, checkpoint_to_use
 from nn.optimizers import make_optimizer

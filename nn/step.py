@@ -1,6 +1,7 @@
 """The compiled training step: gradients, their sum over replicas, guards, clipping, update, moving average."""
 
 import contextlib
+import math
 
 import tensorflow as tf
 
@@ -27,6 +28,11 @@ class TrainStep:
         scale_loss: multiply the loss against the underflow of float16, by as much as gradients stay finite.
         jit_compile: let XLA compile forward and backward pass.
         audio_seconds: batch -> seconds in it, a scalar tensor.
+        least_loss: examples with a loss up to this do not count; None: all count. The loss is then the mean of those
+            that do, of all replicas and pieces, and a step without any is skipped.
+        largest_loss: a step with such a loss or more is skipped; None: none is.
+
+    A skipped step changes nothing, the optimiser's count of steps included.
     """
 
     def __init__(
@@ -42,6 +48,8 @@ class TrainStep:
         scale_loss=False,
         jit_compile=False,
         audio_seconds=lambda batch: tf.constant(0.0),
+        least_loss=None,
+        largest_loss=None,
     ):
         self.optimizer = optimizer
         self.objective = objective
@@ -51,6 +59,8 @@ class TrainStep:
         self.accumulate = accumulate
         self.ema_decay = ema_decay
         self.audio_seconds = audio_seconds
+        self.least_loss = least_loss
+        self.largest_loss = largest_loss
         self.weights = model.trainable_variables
         # Such as the moving statistics of batch norm: the forward pass changes them before a guard can look.
         self.statistics = [v for v in model.non_trainable_variables if v.dtype == "float32"]
@@ -107,8 +117,10 @@ class TrainStep:
             rate: learning rate.
 
         Returns:
-            {"loss", "gradient_norm", "audio_seconds", "bad": 1 if the step was skipped although the loss is not
-            scaled up, metrics}, scalar tensors; "loss_scale" too where the loss is scaled.
+            {"loss", "gradient_norm", "audio_seconds", "bad": 1 if the step was skipped because of numbers that are
+            not finite, although the loss is not scaled up, metrics}, scalar tensors; "loss_scale" too where the loss
+            is scaled, "left_out" where losses have limits: 1 if the step was skipped because of them. Loss and
+            gradient_norm are then NaN.
         """
         rate = tf.constant(rate, tf.float32)
         if self.accumulate == 1:
@@ -152,8 +164,10 @@ class TrainStep:
         return self._advance(self.strategy.run(replica, (numbers, rate)))
 
     def _advance(self, per_replica):
-        self.optimizer.iterations.assign_add(1)
-        return {name: self._same_everywhere(value) for name, value in per_replica.items() if name != "finite"}
+        found = {name: self._same_everywhere(value) for name, value in per_replica.items() if name != "finite"}
+        left_out = found.get("left_out", tf.constant(0.0))
+        self.optimizer.iterations.assign_add(1 - tf.cast(left_out, self.optimizer.iterations.dtype))
+        return found
 
     def _same_everywhere(self, per_replica):
         """The value that all replicas have."""
@@ -174,35 +188,54 @@ class TrainStep:
             _assign(statistic.value, tf.where(finite, statistic.value, old))
 
     def _gradients(self, batch):
-        """Gradients of this replica's piece of the batch, and its numbers: [loss, audio seconds, metrics...]."""
+        """Gradients of this replica's piece of the batch, and its numbers.
+
+        These are [loss, audio seconds, share of the batch that counts, metrics...].
+        """
         with tf.GradientTape() as tape:
             losses, metrics = self.objective(batch, training=True)
-            # Summed over replicas and pieces this is the mean over the batch.
+            # Summed over replicas and pieces this is the mean over the batch, or the part of it that counts.
+            counted = tf.constant(1.0)
+            if self.least_loss is not None:
+                counts = tf.cast(losses > self.least_loss, losses.dtype)
+                losses = tf.where(counts > 0, losses, 0.0)
+                counted = tf.reduce_sum(counts) / self.batch_size
             loss = tf.reduce_sum(losses) / self.batch_size
             scaled = loss if self.scale is None else loss * self.scale
         gradients = tape.gradient(scaled, [w.value for w in self.weights])
         self.metric_names = list(metrics)
         means = [tf.reduce_mean(value) for value in metrics.values()]
-        return gradients, tf.stack([loss, self.audio_seconds(batch), *means])
+        return gradients, tf.stack([loss, self.audio_seconds(batch), counted, *means])
 
     def _apply(self, gradients, numbers, rate):
         """Updates this replica's weights from summed gradients and numbers; gives the numbers of the step."""
         scale = 1.0 if self.scale is None else tf.identity(self.scale)
-        norm = tf.linalg.global_norm(gradients) / scale
-        finite = tf.math.is_finite(norm) & tf.math.is_finite(numbers[0])
+        loss, audio_seconds = numbers[0], numbers[1]
+        left_out = tf.constant(False)
         factor = 1.0 / scale
+        if self.least_loss is not None:
+            left_out = numbers[2] <= 0.0
+            share = tf.where(left_out, 1.0, numbers[2])
+            loss, factor = loss / share, factor / share
+        if self.largest_loss is not None:
+            left_out |= loss >= self.largest_loss
+        norm = tf.linalg.global_norm(gradients) * factor
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
         if self.clip_norm:
             factor = factor * tf.minimum(1.0, self.clip_norm / (norm + 1e-12))
-        if self.clip_norm or self.scale is not None:
+        if self.clip_norm or self.scale is not None or self.least_loss is not None:
             gradients = [gradient * factor for gradient in gradients]
-        tf.cond(finite, lambda: self._update(gradients, rate), tf.no_op)
-        bad = tf.cast(~finite, tf.float32)
-        found = {"finite": finite, "loss": numbers[0], "audio_seconds": numbers[1], "gradient_norm": norm}
+        tf.cond(finite & ~left_out, lambda: self._update(gradients, rate), tf.no_op)
+        bad = tf.cast(~finite & ~left_out, tf.float32)
+        found = {"finite": finite, "loss": loss, "audio_seconds": audio_seconds, "gradient_norm": norm}
+        if self.least_loss is not None or self.largest_loss is not None:
+            found["left_out"] = tf.cast(left_out, tf.float32)
+            found |= {name: tf.where(left_out, math.nan, found[name]) for name in ("loss", "gradient_norm")}
         if self.scale is not None:
             bad *= tf.cast(scale <= 1.0, tf.float32)
             found["loss_scale"] = scale
             self._rescale(finite)
-        means = numbers[2:] / (self.strategy.num_replicas_in_sync * self.accumulate)
+        means = numbers[3:] / (self.strategy.num_replicas_in_sync * self.accumulate)
         return found | {"bad": bad} | {name: means[i] for i, name in enumerate(self.metric_names)}
 
     def _update(self, gradients, rate):

@@ -1,10 +1,12 @@
 """Checkpoints of the PyTorch reference implementations, by the names of their weights.
 
-SpEx+ has two: ir4kgl/ss_dla ("seed") and gemengtju/SpEx_Plus ("authors"). Which one it is, and the sizes of the
+SpEx+ has two: ir4kgl/ss_dla ("seed") and gemengtju/SpEx_Plus ("authors"); Binaural TasNet has that of SpeechBrain
+("speechbrain"), whose checkpoints are folders with a file for each part. Which one it is, and the sizes of the
 network, follow from names and shapes inside. Files are read with torch's `weights_only`, which runs nothing that a
 file may hold; torch itself is needed for this alone: pip install "deep-casa[convert]".
 """
 
+import glob
 import os
 import pickle
 import re
@@ -13,9 +15,13 @@ import zipfile
 import numpy as np
 
 from feat.files import UserError, brief
+from models.mimo_tasnet import EARS
 from models.spex_plus import BRANCHES, VARIANTS
 
-WEIGHTS = ("state_dict", "model_state_dict")  # under which the two keep them
+WEIGHTS = ("state_dict", "model_state_dict")  # under which those of SpEx+ keep them
+# Of a folder of SpeechBrain.
+PARTS = tuple(part + side for part in ("encoder", "masknet", "decoder") for side in "LR")
+SYSTEMS = {"seed": "spex_plus", "authors": "spex_plus", "speechbrain": "mimo_tasnet"}
 
 
 def is_torch_file(path):
@@ -25,6 +31,29 @@ def is_torch_file(path):
     with open(path, "rb") as file:
         start = file.read(4)
     return start[:2] == b"PK" or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04")
+
+
+def find_folder(path):
+    """The folder of a checkpoint of SpeechBrain: `path`, or the best of those in it; None if there is none.
+
+    Best is the lowest `snr`, a loss, of CKPT.yaml.
+    """
+    def is_whole(folder):
+        return all(os.path.isfile(os.path.join(folder, part + ".ckpt")) for part in PARTS)
+
+    if is_whole(path):
+        return path
+    found = [folder for folder in sorted(glob.glob(os.path.join(glob.escape(path), "CKPT+*"))) if is_whole(folder)]
+    return min(found, key=_stored_loss, default=None)
+
+
+def _stored_loss(folder):
+    """`snr` of CKPT.yaml, infinite if it does not say."""
+    try:
+        with open(os.path.join(folder, "CKPT.yaml"), encoding="utf-8") as file:
+            return float(re.search(r"^snr:\s*(\S+)", file.read(), re.MULTILINE).group(1))
+    except (OSError, AttributeError, ValueError):
+        return float("inf")
 
 
 class ArrayReader:
@@ -51,7 +80,7 @@ class ArrayReader:
 
     @property
     def system(self):
-        return "spex_plus" if self.variant else "unknown"
+        return SYSTEMS.get(self.variant, "unknown")
 
     def __call__(self, name):
         return self.arrays[name].T
@@ -65,16 +94,36 @@ class ArrayReader:
         return True
 
     def settings(self):
-        """Constructor arguments of SpexPlus that the arrays tell; all but causal and mask."""
+        """Constructor arguments that the arrays tell; of SpexPlus all but causal and mask.
+
+        Of MimoTasnet neither these nor norm; "cross" looks like "parallel" unless its projection is there.
+        """
         return SETTINGS[self.variant](self.shapes)
 
 
 def read(path):
-    """ArrayReader of a file.
+    """ArrayReader of a file, or of a folder that `find_folder` finds.
 
     Raises:
-        UserError: torch is missing, or the file cannot be read or holds no weights that are known.
+        UserError: torch is missing, or a file cannot be read or holds no weights that are known.
     """
+    folder = find_folder(path) if os.path.isdir(path) else None
+    if folder is None:
+        reader = ArrayReader(path, _tensors(path))
+    else:
+        files = {part: os.path.join(folder, part + ".ckpt") for part in PARTS}
+        arrays = {f"{part}.{name}": x for part, file in files.items() for name, x in _tensors(file).items()}
+        reader = ArrayReader(folder, arrays)
+    if reader.variant is None:
+        raise UserError(
+            f"{path}: a PyTorch file, but not of SpEx+ by ir4kgl/ss_dla or gemengtju/SpEx_Plus, or a folder of"
+            " BinauralWSJ0Mix by SpeechBrain; give one of these"
+        )
+    return reader
+
+
+def _tensors(path):
+    """{name: array} of a file."""
     try:
         import torch
     except ImportError as error:
@@ -91,15 +140,9 @@ def read(path):
     for key in WEIGHTS:
         if isinstance(stored, dict) and key in stored:
             weights = stored[key]
-    tensors = {}
-    if isinstance(weights, dict):
-        tensors = {name: value.numpy() for name, value in weights.items() if isinstance(value, torch.Tensor)}
-    reader = ArrayReader(path, tensors)
-    if reader.variant is None:
-        raise UserError(
-            f"{path}: a PyTorch file, but not of SpEx+ by ir4kgl/ss_dla or gemengtju/SpEx_Plus; give one of these"
-        )
-    return reader
+    if not isinstance(weights, dict):
+        return {}
+    return {name: value.numpy() for name, value in weights.items() if isinstance(value, torch.Tensor)}
 
 
 def _stub():
@@ -119,8 +162,12 @@ def _stub():
 
 
 def variant_of(names):
-    """ "seed", "authors", or None for something else."""
-    for variant, name in (("seed", "speech_encoder.short_encoder.weight"), ("authors", "encoder_1d_short.weight")):
+    """A key of SYSTEMS, or None for something else."""
+    for variant, name in (
+        ("seed", "speech_encoder.short_encoder.weight"),
+        ("authors", "encoder_1d_short.weight"),
+        ("speechbrain", "masknetL.bottleneck_conv1x1.conv.weight"),
+    ):
         if name in names:
             return variant
     return None
@@ -225,7 +272,35 @@ def _conv_block(model, ours, theirs):
     return [(f"{ours}/{layer}".rstrip("/"), their, part) for layer, their, part in zip(layers, theirs, parts)]
 
 
-NAMES = {"seed": seed_names, "authors": authors_names}
+def speechbrain_names(model):
+    """As `seed_names`, for BinauralWSJ0Mix. A projection of features is never saved there; see `settings`."""
+    names = {}
+    table = [("projection", "crossconv", _CONV)] if model.projected is not None else []
+    for ear, side in zip(EARS, "LR"):
+        names[f"encoder_{ear}_kernel"] = f"encoder{side}.conv1d.weight"
+        names[f"decoder_{ear}_kernel"] = f"decoder{side}.weight"
+        ours, theirs = f"separator_{ear}", f"masknet{side}"
+        table += [
+            (f"{ours}/norm", f"{theirs}.layer_norm", _NORM),
+            (f"{ours}/input", f"{theirs}.bottleneck_conv1x1.conv", _PLAIN_CONV),
+            (f"{ours}/mask", f"{theirs}.mask_conv1x1.conv", _PLAIN_CONV),
+        ]
+        for repeat, j in _blocks(model):
+            layers = f"{theirs}.temporal_conv_net.temporalblock_{repeat}_{j}.layers"
+            parts = [
+                ("expand", "conv.conv", _PLAIN_CONV),
+                ("expand_prelu", "act", _SLOPE),
+                ("expand_norm", "norm", _NORM),
+                ("", "DSconv.conv_0.conv", _PLAIN_CONV),
+                ("depthwise_prelu", "DSconv.act", _SLOPE),
+                ("depthwise_norm", "DSconv.act_0", _NORM),
+                ("reduce", "DSconv.conv_1.conv", _PLAIN_CONV),
+            ]
+            table += [(f"{ours}/block_{repeat}_{j}/{a}".rstrip("/"), f"{layers}.{b}", part) for a, b, part in parts]
+    return names | _names(table)
+
+
+NAMES = {"seed": seed_names, "authors": authors_names, "speechbrain": speechbrain_names}
 
 
 # Sizes --------------------------------------------------------------------------------------------
@@ -279,4 +354,24 @@ def authors_settings(shapes):
     )
 
 
-SETTINGS = {"seed": seed_settings, "authors": authors_settings}
+def speechbrain_settings(shapes):
+    """Constructor arguments of MimoTasnet that follow from shapes."""
+    block = "masknetL.temporal_conv_net.temporalblock_{}.layers.conv.conv.weight"
+    filters, _, window = shapes["encoderL.conv1d.weight"]
+    outputs, bottleneck, _ = shapes["masknetL.mask_conv1x1.conv.weight"]
+    width = shapes["masknetL.bottleneck_conv1x1.conv.weight"][1]
+    wiring = "independent" if width == filters else "cross" if "crossconv.weight" in shapes else "parallel"
+    return dict(
+        wiring=wiring,
+        talkers=outputs // width,
+        filters=filters,
+        window=window,
+        bottleneck=bottleneck,
+        units=shapes[block.format("0_0")][0],
+        taps=shapes["masknetL.temporal_conv_net.temporalblock_0_0.layers.DSconv.conv_0.conv.weight"][2],
+        dilations=_count(shapes, re.escape(block.format("0_@")).replace("@", r"(\d+)")),
+        repeats=_count(shapes, re.escape(block.format("@_0")).replace("@", r"(\d+)")),
+    )
+
+
+SETTINGS = {"seed": seed_settings, "authors": authors_settings, "speechbrain": speechbrain_settings}

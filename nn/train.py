@@ -55,6 +55,7 @@ class Task:
         pictures: (folder, step) -> None, writes summaries inside the default summary writer.
         fixed_lengths: all training batches have one length.
         count_macs: multiply-accumulates of a forward pass on a batch; None: nn.cost counts them.
+        least_loss, largest_loss: see TrainStep.
     """
 
     system: str
@@ -76,6 +77,8 @@ class Task:
     fixed_lengths: bool = False
     length_key: str = "frames"
     count_macs: Callable | None = None
+    least_loss: float | None = None
+    largest_loss: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +256,8 @@ def train(task, options):
         audio_seconds=lambda batch: task.seconds_per_frame * tf.reduce_sum(
             tf.cast(batch[task.length_key], tf.float32)
         ),
+        least_loss=task.least_loss,
+        largest_loss=task.largest_loss,
     )
     state = _resume(task, options, step, state)
     _require_same_step(options, state)
@@ -591,7 +596,12 @@ class Run:
         self.logged_at = time.monotonic()
         skipped = int(values.pop("bad").sum())
         audio_seconds = values.pop("audio_seconds")
-        means = {name: float(np.mean(some)) for name, some in values.items()}
+        if "left_out" in values:
+            left_out = values.pop("left_out") > 0
+            skipped += int(left_out.sum())
+            for name in ("loss", "gradient_norm"):  # such steps have none
+                values[name] = values[name][~left_out]
+        means = {name: float(np.mean(some)) for name, some in values.items() if len(some)}
         numbers = {f"train/{name}": value for name, value in means.items()} | {
             "train/skipped_steps": skipped,
             "train/steps_per_second": len(audio_seconds) / seconds,

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 
+import golden_binaural
 import golden_binaural_data
 import golden_spex_plus
 import golden_spex_plus_data
@@ -49,6 +50,7 @@ PROCEDURES = {}
 PROCEDURES.update(golden_binaural_data.PROCEDURES)
 PROCEDURES.update(golden_spex_plus_data.PROCEDURES)
 PROCEDURES.update(golden_spex_plus.PROCEDURES)
+PROCEDURES.update(golden_binaural.PROCEDURES)
 
 
 def procedure(system, kind):

@@ -1,0 +1,464 @@
+"""Binaural TasNet: separates talkers for two ears, and keeps the time and level differences between these.
+
+    python nn/binaural_tasnet.py --data_folder binaural --is_deploy 0      trains on the set tr, checks on cv; the same
+                                                                           command goes on
+    python nn/binaural_tasnet.py --data_folder binaural --is_deploy 1      separates tt, and scores it
+    python nn/binaural_tasnet.py --is_deploy 1 --resume_model CHECKPOINT --mixture MIX.wav --output_folder OUT
+                                                                           separates one recording of two ears
+
+--data_folder is what feat/binaural_mix.py writes, or a published Binaural-WSJ0Mix. --variant chooses the network and
+the kind of mixtures. CHECKPOINT is a prefix of ours, `best` beside it, or a folder of SpeechBrain's checkpoints
+(save/CKPT+..., or save itself, of which the best is taken).
+"""
+
+import dataclasses
+import os
+
+import keras
+import numpy as np
+import soundfile
+import tensorflow as tf
+from absl import flags
+from keras import ops
+
+from feat import binaural_dataset, dataset
+from feat.audio import read_stereo, resample, wav_info, write_pcm16
+from feat.augment import Augmentation
+from feat.binaural_sets import set_folder
+from feat.files import UserError, atomic_path, make_writable_directory, run_script, write_text
+from feat.hrir import find_heads, split_heads
+from feat.parallel import progress
+from feat.wsj0_mix import find_utterances
+from models import losses
+from models.conv_tasnet import NORMS
+from models.mimo_tasnet import FEATURES, MASKS, PROJECTIONS, WIRINGS, MimoTasnet
+from nn import checkpoint, devices, learning_rate, spatial_metrics, summaries, train
+from nn.deep_casa import checkpoint_to_use
+from nn.optimizers import make_optimizer
+
+FLAGS = flags.FLAGS
+
+# The published configurations: wiring, and kind of mixtures where that is not the number of talkers.
+VARIANTS = {wiring: (wiring, "") for wiring in WIRINGS} | {
+    "parallel-noise": ("parallel", "noise"),
+    "parallel-reverb": ("parallel", "reverb"),
+}
+
+# Values of the flags of every system that were not given.
+DEFAULTS = dict(clip_norm=5.0, cv_utterances=0)
+
+# Constructor arguments that flags set.
+SIZE_FLAGS = dict(
+    talkers="talkers",
+    filters="n_filters",
+    bottleneck="n_bottle",
+    units="n_units",
+    dilations="n_blocks",
+    repeats="n_repeats",
+    norm="norm",
+    causal="causal",
+    mask="mask",
+    features="features",
+    projection="projection",
+)
+
+
+class BinauralSeparation:
+    """Objective of Binaural TasNet: negative SNR at both ears, under the best permutation of the talkers.
+
+    Args:
+        model: MimoTasnet.
+        whole: in training, mixtures of a batch hold no padding, or it counts, so that "samples" is not looked at.
+    """
+
+    def __init__(self, model, whole=False):
+        self.model = model
+        self.whole = whole
+
+    def __call__(self, batch, training=False):
+        """(loss [batch], metrics), all of them [batch], dB.
+
+        Args:
+            batch: "mixture" [batch, samples, 2], "sources" [batch, talkers, samples, 2]. With "samples" [batch] what
+                is behind them does not count; validation takes mixtures one by one and has no use for it.
+        """
+        samples = batch.get("samples") if training and not self.whole else None
+        estimates = self.model(batch["mixture"], samples=samples, training=training)
+        # Data sets do not say how many talkers there are before they are read.
+        sources = ops.reshape(batch["sources"], ops.shape(estimates))
+        snr = losses.binaural_pit_snr(estimates, sources, samples)
+        return -snr, {"snr": snr}
+
+
+# From flags ---------------------------------------------------------------------------------------
+
+
+def define_flags():
+    """Flags of the script."""
+    train.define_training_flags(learning_rate=1.5e-4, lr_decay=0.5)
+    define_model_flags()
+    flags.DEFINE_string("exp_name", "binaural_tasnet", "name of the experiment: exp/<exp_name>")
+    flags.DEFINE_string("data_folder", "binaural", "what feat/binaural_mix.py writes, or a folder with tr/, cv/ and tt/")
+    flags.DEFINE_string("mode", "min", "length rule of the mixtures: min or max")
+    flags.DEFINE_integer("sample_rate", 8000, "Hz, of the mixtures", lower_bound=1)
+    flags.DEFINE_float("segment_seconds", 0.0, "train on pieces of so many seconds; 0: whole mixtures", lower_bound=0)
+    flags.DEFINE_bool("speed_perturb", True, "every source at 95, 100 or 105 % of its speed, and mixed anew")
+    flags.DEFINE_bool("rand_shift", False, "every source moved by up to a second, around its ends, and mixed anew")
+    flags.DEFINE_bool("wavedrop", False, "silences pieces of training mixtures, and takes narrow bands out of them")
+    flags.DEFINE_bool("dynamic_mixing", False, "place and mix the utterances of --corpus_folder anew at every step")
+    flags.DEFINE_string("corpus_folder", "", "tr/ with a folder for every talker; for --dynamic_mixing")
+    flags.DEFINE_string("hrir", None, "listeners of --dynamic_mixing: CIPIC's wav edition, SOFA; default: spheres")
+    flags.DEFINE_integer("epoch_mixtures", 20000, "mixtures in an epoch of --dynamic_mixing", lower_bound=1)
+    flags.DEFINE_bool("threshold_byloss", True, "training mixtures that are separated well enough do not count")
+    flags.DEFINE_float("threshold", -30.0, "well enough: the loss, negative dB, is no higher")
+    flags.DEFINE_float("loss_upper_lim", 999999.0, "a step with such a loss is skipped")
+    flags.DEFINE_integer("lr_hold", 85, "epochs in which --lr_schedule original keeps the rate", lower_bound=0)
+    flags.DEFINE_bool("parity", False, "as the reference, quirks included; see the README")
+    flags.DEFINE_string("set", "tt", "set that --is_deploy 1 separates")
+    flags.DEFINE_integer("save_audio", 10, "mixtures of it whose talkers are saved as wavs; -1: all", lower_bound=-1)
+    flags.DEFINE_string("mixture", "", "separate this recording alone")
+    flags.DEFINE_string("output_folder", "", "takes its talkers")
+
+
+def define_model_flags():
+    """Sizes, which the benchmark has too."""
+    flags.DEFINE_enum("variant", "parallel", list(VARIANTS), "network and kind of mixtures")
+    flags.DEFINE_integer("talkers", 2, "in every mixture", lower_bound=1)
+    flags.DEFINE_integer("n_filters", 64, "of each encoder", lower_bound=1)
+    flags.DEFINE_integer("n_bottle", 64, "channels between dilated blocks", lower_bound=1)
+    flags.DEFINE_integer("n_units", 128, "channels of a dilated block", lower_bound=1)
+    flags.DEFINE_integer("n_blocks", 8, "dilated blocks in a series", lower_bound=1)
+    flags.DEFINE_integer("n_repeats", 4, "series of dilated blocks", lower_bound=1)
+    flags.DEFINE_enum("norm", None, list(NORMS), "of the dilated blocks; default: global, channel where causal")
+    flags.DEFINE_bool("causal", False, "nothing of the future is used, but for the 2 ms of a frame")
+    flags.DEFINE_enum("mask", "relu", list(MASKS), "what makes masks")
+    flags.DEFINE_list("features", ["ild"], f"what separators of cross see of the other ear: {', '.join(FEATURES)}")
+    flags.DEFINE_enum("projection", None, list(PROJECTIONS), "of these features; default: trained, random in parity")
+
+
+def kind_of_mixtures():
+    """Folder of the flags' kind below --data_folder."""
+    return VARIANTS[FLAGS.variant][1] or f"{FLAGS.talkers}speakers"
+
+
+def settings_of_flags(parity):
+    """Constructor arguments of MimoTasnet."""
+    settings = {argument: FLAGS[flag].value for argument, flag in SIZE_FLAGS.items()}
+    settings["norm"] = FLAGS.norm or ("channel" if FLAGS.causal else "global")
+    settings["projection"] = FLAGS.projection or ("random" if parity else "trained")
+    unknown = set(FLAGS.features) - set(FEATURES)
+    if unknown or not FLAGS.features:
+        raise UserError(f"--features {','.join(FLAGS.features)}: should be some of {', '.join(FEATURES)}")
+    return settings | {"wiring": VARIANTS[FLAGS.variant][0], "parity": parity}
+
+
+def model_settings(source=""):
+    """Constructor arguments of the model: those of a checkpoint, if there is one, or else of the flags.
+
+    Args:
+        source: checkpoint that weights will be taken from.
+
+    Raises:
+        UserError: a flag that was given disagrees with the checkpoint.
+    """
+    settings = settings_of_flags(FLAGS.parity)
+    if not source:
+        return settings
+    config = checkpoint.read_config(source)
+    if config is None:
+        reader = checkpoint.open_reader(source)
+        if reader.system != "mimo_tasnet" or not hasattr(reader, "settings"):
+            raise UserError(f"{source}: no config.json beside it; put it back, or give a checkpoint that has one")
+        stored = reader.settings()
+        if settings["wiring"] == "cross" and stored["wiring"] == "parallel":
+            stored["wiring"] = "cross"  # the same weights
+            if settings["projection"] != "random":
+                print(f"{source}: holds no projection of the features; it is drawn from a fixed seed")
+    else:
+        stored = config["model"]
+    for argument, flag in (SIZE_FLAGS | {"wiring": "variant"}).items():
+        if FLAGS[flag].present and stored.get(argument, settings[argument]) != settings[argument]:
+            raise UserError(
+                f"{source}: trained with --{flag} {stored[argument]}, but --{flag} {FLAGS[flag].value} was given;"
+                " leave it out or give another checkpoint"
+            )
+    rate = (config or {}).get("sample_rate", FLAGS.sample_rate)
+    if rate != FLAGS.sample_rate:
+        raise UserError(f"{source}: of {rate} Hz, --sample_rate is {FLAGS.sample_rate}; give --sample_rate {rate}")
+    return settings | {name: value for name, value in stored.items() if name != "parity"}
+
+
+def read_set(set_name, talkers):
+    """feat.binaural_dataset.BinauralSet of a set below --data_folder."""
+    folder = os.path.join(FLAGS.data_folder, set_name)
+    if not os.path.isdir(folder):
+        folder = set_folder(FLAGS.data_folder, kind_of_mixtures(), set_name, FLAGS.sample_rate, FLAGS.mode)
+    return binaural_dataset.binaural_set(folder, FLAGS.sample_rate, talkers)
+
+
+class TrainingData:
+    """Training and validation batches that the flags describe.
+
+    Args:
+        model: MimoTasnet.
+        pieces: mixtures of a batch that a device gets at once.
+
+    Attributes:
+        examples: in an epoch.
+        whole: training mixtures hold no padding.
+    """
+
+    def __init__(self, model, pieces):
+        rate = FLAGS.sample_rate
+        self.segment = round(FLAGS.segment_seconds * rate)
+        if self.segment and self.segment < model.shortest:
+            raise UserError(
+                f"--segment_seconds {FLAGS.segment_seconds}: the network needs {model.shortest} samples,"
+                f" {model.shortest / rate:.2f} s"
+            )
+        self.augmentation = Augmentation(
+            speeds=(95, 100, 105) if FLAGS.speed_perturb else (),
+            shift=(-rate, rate) if FLAGS.rand_shift else None,
+            drop_chunks=FLAGS.wavedrop,
+            drop_bands=FLAGS.wavedrop,
+            parity=FLAGS.parity,
+        )
+        self.pool = self.training = None
+        if FLAGS.dynamic_mixing:
+            if not FLAGS.corpus_folder or not self.segment:
+                raise UserError("--dynamic_mixing needs --corpus_folder, and --segment_seconds above 0")
+            if VARIANTS[FLAGS.variant][1]:
+                raise UserError(f"--dynamic_mixing: not of --variant {FLAGS.variant}; take parallel")
+            # The division of feat/binaural_mix.py.
+            utterances = find_utterances(FLAGS.corpus_folder, FLAGS.seed, {"tr": 0.6, "cv": 0.2, "tt": 0.2})["tr"]
+            heads = split_heads(find_heads(FLAGS.hrir, FLAGS.seed), FLAGS.seed)["tr"]
+            bank = binaural_dataset.head_bank(heads, rate, FLAGS.parity)
+            self.pool = binaural_dataset.binaural_pool(FLAGS.corpus_folder, utterances, bank, rate, model.talkers)
+            self.examples = FLAGS.epoch_mixtures
+        else:
+            self.training = read_set("tr", model.talkers)
+            self.examples = len(self.training)
+        self.whole = FLAGS.parity or (pieces == 1 and not FLAGS.dynamic_mixing)
+        self.validation = read_set("cv", model.talkers)
+        if FLAGS.cv_utterances:
+            self.validation = self.validation.some(range(min(FLAGS.cv_utterances, len(self.validation))))
+        for mixtures in filter(None, (self.training, self.validation)):
+            require_length(mixtures, model)
+
+    def training_batches(self, epoch, skip=0, share=dataset.Share()):
+        """Pieces of the batches of an epoch, the first `skip` left out."""
+        options = dict(seed=FLAGS.seed, epoch=epoch, skip=skip, augmentation=self.augmentation, share=share)
+        size = FLAGS.batch_size
+        if self.pool is not None:
+            return binaural_dataset.mixed_batches(self.pool, size, self.examples // size, self.segment, **options)
+        return binaural_dataset.training_batches(self.training, size, segment_samples=self.segment, **options)
+
+    def validation_batches(self, share=dataset.Share()):
+        """Every validation mixture alone."""
+        return binaural_dataset.evaluation_batches(self.validation, share=share)
+
+    def names_of(self, epoch, indices):
+        """Names of the mixtures that have these indices in the batches of an epoch."""
+        if self.pool is not None:
+            return [f"dynamic mixture {index + 1} of epoch {epoch + 1}" for index in indices]
+        return [self.training.names[index] for index in indices]
+
+    def check(self):
+        """Looks at the headers of all files again. Raises UserError."""
+        self.validation.check()
+        (self.training or self.pool).check()
+
+
+def require_length(mixtures, model):
+    """Raises UserError if a mixture of a BinauralSet is shorter than the network takes."""
+    short = np.flatnonzero(mixtures.samples < model.shortest)
+    if short.size:
+        raise UserError(
+            f"{mixtures.files.paths[short[0]]}: {mixtures.samples[short[0]]} samples, the network needs"
+            f" {model.shortest}; leave it out"
+        )
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def train_model():
+    """--is_deploy 0"""
+    strategy = devices.make_strategy()
+    with strategy.scope():
+        train.seed_everything(FLAGS.seed)
+        model = MimoTasnet(**model_settings(FLAGS.resume_model or FLAGS.load) | {"seed": FLAGS.seed})
+        optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate)
+    data = TrainingData(model, -(-FLAGS.batch_size // strategy.num_replicas_in_sync))
+    epochs = train.epochs_from_flags(data.examples, whole=True)
+    if FLAGS.lr_schedule == "original":
+        rule = learning_rate.AnchorRule(
+            FLAGS.learning_rate, True, FLAGS.lr_decay, hold=FLAGS.lr_hold, steps=epochs.steps
+        )
+    else:
+        rule = train.rule_from_flags(epochs, patience=2)
+    task = train.Task(
+        system="mimo_tasnet",
+        model=model,
+        optimizer=optimizer,
+        objective=BinauralSeparation(model, data.whole),
+        training_batches=data.training_batches,
+        validation_batches=data.validation_batches,
+        epochs=epochs,
+        rule=rule,
+        score="snr",
+        higher_is_better=True,
+        worst_score=-1000.0,
+        seconds_per_frame=1 / FLAGS.sample_rate,
+        length_key="samples",
+        config={name: FLAGS[name].value for name in ("variant", "sample_rate")},
+        check_inputs=data.check,
+        names_of=data.names_of,
+        pictures=summaries.BinauralPictures(
+            data.validation.names[: FLAGS.pictures],
+            lambda: binaural_dataset.evaluate(data.validation),
+            FLAGS.sample_rate,
+            BinauralSeparator(model),
+        ),
+        fixed_lengths=bool(FLAGS.dynamic_mixing),
+        count_macs=lambda batch: model.count_macs(batch["mixture"].shape[1]),
+        least_loss=FLAGS.threshold if FLAGS.threshold_byloss else None,
+        largest_loss=FLAGS.loss_upper_lim,
+    )
+    # The reference validates and saves after its last epoch too.
+    train.train(task, dataclasses.replace(train.options_from_flags(strategy, task), finish=True))
+
+
+# Inference ----------------------------------------------------------------------------------------
+
+
+class BinauralSeparator:
+    """A trained network, ready for recordings.
+
+    Args:
+        model: MimoTasnet.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        spec = [tf.TensorSpec([1, None, 2], tf.float32)]
+        self._separate = tf.function(lambda mixture: model(mixture)[0], input_signature=spec)
+
+    @classmethod
+    def load(cls, source):
+        """Of a checkpoint, with its moving average of the weights if it has one."""
+        model = MimoTasnet(**model_settings(source))
+        checkpoint.load_for_inference(source, "mimo_tasnet", model)
+        return cls(model)
+
+    def __call__(self, mixture):
+        """Waveform [samples, 2] -> its talkers, [talkers, samples, 2].
+
+        Raises:
+            ValueError: the mixture is too short.
+        """
+        mixture = np.asarray(mixture, np.float32)
+        if len(mixture) < self.model.shortest:
+            raise ValueError(f"a mixture of {len(mixture)} samples, {self.model.shortest} are needed")
+        return self._separate(mixture[None]).numpy()
+
+
+def infer():
+    """--is_deploy 1"""
+    devices.set_precision()
+    separator = BinauralSeparator.load(checkpoint_to_use())
+    if FLAGS.mixture or FLAGS.output_folder:
+        separate_recording(separator)
+        return
+    mixtures = read_set(FLAGS.set, separator.model.talkers)
+    require_length(mixtures, separator.model)
+    folder = f"exp/{FLAGS.exp_name}/output_{FLAGS.set}"
+    make_writable_directory(os.path.join(folder, "audio_results"))
+    saved = len(mixtures) if FLAGS.save_audio < 0 else FLAGS.save_audio
+    scores = []
+    for batch in progress(binaural_dataset.evaluate(mixtures), "separate", len(mixtures), unit="mixture"):
+        mixture, references = batch["mixture"][0].numpy(), batch["sources"][0].numpy()
+        estimates = separator(mixture)
+        scores.append(spatial_metrics.score(estimates, references, mixture, FLAGS.sample_rate))
+        if len(scores) <= saved:
+            ordered = estimates if FLAGS.parity else estimates[scores[-1]["output"] - 1]
+            name = mixtures.names[len(scores) - 1]
+            item = len(scores) - 1 if FLAGS.parity else name
+            audio_folder = os.path.join(folder, "audio_results")
+            write_audio(audio_folder, item, mixture, references, ordered, FLAGS.sample_rate, FLAGS.parity)
+    table = spatial_metrics.format_table(FLAGS.exp_name, scores)
+    write_text(
+        os.path.join(folder, "test_results.csv"), spatial_metrics.format_csv(mixtures.names, scores, FLAGS.parity)
+    )
+    write_text(os.path.join(folder, "table.txt"), table)
+    print(table, end="")
+    print(f"{folder}: test_results.csv, table.txt, and the sound of {min(saved, len(scores))} mixtures")
+
+
+def write_audio(folder, item, mixture, references, estimates, sample_rate, parity=False):
+    """Writes item<item>_mix.wav, _source<k>.wav and _source<k>hat.wav, stereo, 16 bits.
+
+    All are made quieter by one factor where one would be clipped, so that the level differences, between the ears and
+    between the talkers, are as they were.
+
+    Args:
+        item: number or name.
+        mixture: [samples, 2].
+        references, estimates: [talkers, samples, 2].
+        parity: every ear of every signal is divided by its own peak, as the reference does.
+    """
+    signals = {"mix": mixture}
+    signals |= {f"source{k + 1}": x for k, x in enumerate(references)}
+    signals |= {f"source{k + 1}hat": x for k, x in enumerate(estimates)}
+    peak = max(1.0, *(np.max(np.abs(x)) for x in signals.values()))
+    for name, signal in signals.items():
+        path = os.path.join(folder, f"item{item}_{name}.wav")
+        if not parity:
+            write_pcm16(path, signal / peak, sample_rate)
+            continue
+        signal = np.asarray(signal, np.float32)
+        ears = np.max(np.abs(signal), axis=0)
+        scaled = signal / np.where(ears > 0, ears, 1)
+        samples = np.clip(np.floor(scaled * np.float32(32768)), -32768, 32767).astype(np.int16)
+        with atomic_path(path) as temporary:
+            soundfile.write(temporary, samples, sample_rate, subtype="PCM_16", format="WAV")
+
+
+def separate_recording(separator):
+    """Separates one recording, at whatever rate it has."""
+    if not (FLAGS.mixture and FLAGS.output_folder):
+        raise UserError("--mixture and --output_folder belong together; one is missing")
+    own_rate, rate = wav_info(FLAGS.mixture).sample_rate, FLAGS.sample_rate
+    mixture = read_stereo(FLAGS.mixture)
+    brought = np.stack([resample(ear, own_rate, rate) for ear in mixture.T], axis=1)
+    if len(brought) < separator.model.shortest:
+        raise UserError(
+            f"{FLAGS.mixture}: {len(brought)} samples at {rate} Hz, {separator.model.shortest} are needed;"
+            " give a longer recording"
+        )
+    estimates = separator(brought)
+    estimates = np.stack(
+        [np.stack([resample(ear, rate, own_rate)[: len(mixture)] for ear in x.T], axis=1) for x in estimates]
+    )
+    make_writable_directory(FLAGS.output_folder)
+    stem = os.path.splitext(os.path.basename(FLAGS.mixture))[0]
+    peak = max(1.0, np.max(np.abs(estimates)))
+    for k, estimate in enumerate(estimates):
+        path = os.path.join(FLAGS.output_folder, f"{stem}_s{k + 1}.wav")
+        write_pcm16(path, estimate / peak, own_rate)
+        print(f"{path}: {len(estimate) / own_rate:.1f} s, ILD {spatial_metrics.level_difference(estimate):.1f} dB")
+
+
+def main(_):
+    keras.config.set_image_data_format("channels_last")
+    for name, value in DEFAULTS.items():
+        if not FLAGS[name].present:
+            FLAGS[name].value = value
+    if FLAGS.is_deploy == "2":
+        raise UserError("--is_deploy 2: nothing to export; 0 trains, 1 separates")
+    {"0": train_model, "1": infer}[FLAGS.is_deploy]()
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_script(main)
