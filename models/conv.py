@@ -129,7 +129,7 @@ def pointwise(x, kernel, bias=None):
     return ops.reshape(flat, (*ops.shape(x)[:-1], kernel.shape[-1]))
 
 
-def dilated_depthwise(x, kernel, dilation, causal=False, frames=None):
+def dilated_depthwise(x, kernel, dilation, causal=False):
     """Depthwise convolution along frames, with zeros around x that keep their number.
 
     Args:
@@ -137,31 +137,18 @@ def dilated_depthwise(x, kernel, dilation, causal=False, frames=None):
         kernel: [taps, channels, 1], oldest tap first; an odd number of taps.
         dilation: frames between taps.
         causal: the newest tap is on the current frame, not the middle one.
-        frames: None, or how many come out of an x that holds what lies around them too: (taps - 1) * dilation more
-            frames at least. The oldest tap of the first is then on the first frame of x.
     """
-    if frames is not None:
-        batch, given, channels = ops.shape(x)
-        rows = (given + dilation - 1) // dilation
-        x = ops.pad(x, ((0, 0), (0, rows * dilation - given), (0, 0)))
-        return _depthwise_rows(x, kernel, dilation, "valid", frames)
     # Frame t in row t // dilation, column t % dilation: the taps are neighbouring rows then, and no frame is moved,
     # which a dilated convolution does twice.
     batch, frames, channels = ops.shape(x)
     before = (kernel.shape[0] - 1) * dilation if causal else 0
     rows = (frames + dilation - 1) // dilation  # ONNX divides negative integers otherwise
     x = ops.pad(x, ((0, 0), (before, rows * dilation - frames), (0, 0)))
-    return _depthwise_rows(x, kernel, dilation, "valid" if causal else "same", frames)
-
-
-def _depthwise_rows(x, kernel, dilation, padding, frames):
-    """Of an x that fills whole rows; gives its first `frames` frames."""
-    batch, _, channels = ops.shape(x)
     y = ops.depthwise_conv(
         ops.reshape(x, (batch, -1, dilation, channels)),
         ops.expand_dims(kernel, 1),
         strides=1,
-        padding=padding,
+        padding="valid" if causal else "same",
         data_format="channels_last",
     )
     return ops.slice(ops.reshape(y, (batch, -1, channels)), (0, 0, 0), (batch, frames, channels))

@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from models.conv import PointwiseConv, dilated_depthwise, pointwise
-from models.norm import BatchNorm, ChannelNorm, CumulativeNorm, GlobalNorm, frame_statistics
+from models.conv import PointwiseConv, pointwise
+from models.norm import BatchNorm, ChannelNorm, CumulativeNorm, GlobalNorm, frame_statistics, value_count
 
 PADDINGS = ("zeros", "reflect")
 NORMS = {"global": GlobalNorm, "channel": ChannelNorm, "batch": BatchNorm, "cumulative": CumulativeNorm}
@@ -60,16 +60,16 @@ def lean(function):
     return run
 
 
-def rectified(x, slope, sign):
-    """PReLU of sign * x, times sign, which is 1 for slopes up to 1 and -1 beyond; both [1]. One product, one choice."""
+def rectified(x, slope):
+    """PReLU of sign * x, times sign, which is 1 for slopes up to 1 and -1 beyond. One product, one choice."""
     return ops.maximum(x, ops.cast(slope, x.dtype) * x)
 
 
 def rectified_gradient(upstream, x, slope, sign):
-    """Gradients of `rectified` to x, and to the slope, in float32 [1]."""
+    """Gradients of `rectified` to x [n, batch, frames, units], and to the slopes [n, 1, 1, 1], in float32."""
     passed = ops.cast(sign, x.dtype) * x > 0
     stopped = ops.where(passed, ops.cast(0, x.dtype), upstream)
-    to_slope = ops.reshape(ops.sum(ops.cast(stopped * x, "float32")), (1,))
+    to_slope = ops.sum(ops.cast(stopped * x, "float32"), axis=(1, 2, 3), keepdims=True)
     return upstream + ops.cast(slope - 1, x.dtype) * stopped, to_slope
 
 
@@ -79,19 +79,19 @@ def expanded(x, kernel, shift, slope, sign, frame_mask=None):
     For the gradient x alone is kept.
 
     Args:
-        x: [batch, frames, channels].
-        kernel: [channels, units].
-        shift: [1 or batch, 1, units], added before PReLU, or None.
-        slope, sign: see `rectified`.
+        x: [n, batch, frames, channels].
+        kernel: [n, 1, channels, units].
+        shift: [n, 1 or batch, 1, units], added before PReLU, or None.
+        slope, sign: [n, 1, 1, 1], see `rectified`.
         frame_mask: [batch, frames, 1]; y is 0 where it is 0, which is not counted.
 
     Returns:
-        y [batch, frames, units]; mean and biased variance of every item, [batch, 1, 1] float32.
+        y [n, batch, frames, units]; mean and biased variance of every item, [n, batch, 1, 1] float32.
     """
 
     def before(x, kernel, shift):
-        u = pointwise(x, ops.cast(kernel, x.dtype) * ops.cast(sign, x.dtype))
-        return u if shift is None else u + ops.cast(shift * ops.cast(sign, shift.dtype), x.dtype)
+        u = ops.matmul(x, ops.cast(kernel * sign, x.dtype))
+        return u if shift is None else u + ops.cast(shift * sign, x.dtype)
 
     def masked(y):
         return y if frame_mask is None else y * ops.cast(frame_mask, y.dtype)
@@ -99,24 +99,21 @@ def expanded(x, kernel, shift, slope, sign, frame_mask=None):
     def function(tensors):
         x, kernel, slope, *shifts = tensors
         shift = shifts[0] if shifts else None
-        y = masked(rectified(before(x, kernel, shift), slope, sign))
+        y = masked(rectified(before(x, kernel, shift), slope))
         mean, variance = frame_statistics(y, frame_mask)
 
         def gradient(to_y, to_mean, to_variance):
-            u = before(x * ops.cast(_one(to_mean), x.dtype), kernel, shift)
-            y = masked(rectified(u, slope, sign))
-            weight = 1 / _count(y, frame_mask)
-            to_square = 2 * to_variance * weight
-            constant = to_mean * sign * weight - to_square * mean
+            u = before(x * ops.cast(_ones(to_mean), x.dtype), kernel, shift)
+            y = masked(rectified(u, slope))
+            to_square = 2 * to_variance / value_count(y, frame_mask)
+            constant = to_mean * sign / value_count(y, frame_mask) - to_square * mean
             to_y = masked(to_y + ops.cast(constant, y.dtype) + ops.cast(to_square, y.dtype) * y)
             to_u, to_slope = rectified_gradient(to_y, u, slope, sign)
-            signed = ops.cast(sign, x.dtype)
-            to_x = pointwise(to_u, ops.transpose(ops.cast(kernel, x.dtype)) * signed)
-            found = [to_x, ops.cast(_outer(x, to_u) * sign, kernel.dtype), ops.cast(to_slope, slope.dtype)]
+            to_x = ops.matmul(to_u, ops.cast(_transposed(kernel * sign), x.dtype))
+            found = [to_x, _outer(x, to_u) * sign, to_slope]
             if shift is not None:
-                axes = 1 if shift.shape[0] != 1 else (0, 1)
-                to_shift = ops.sum(ops.cast(to_u, "float32"), axis=axes, keepdims=True) * sign
-                found.append(ops.cast(to_shift, shift.dtype))
+                axes = (1, 2) if shift.shape[1] == 1 else 2
+                found.append(ops.sum(ops.cast(to_u, "float32"), axis=axes, keepdims=True) * sign)
             return found
 
         return (y, sign * mean, variance), gradient
@@ -128,16 +125,16 @@ def reduced(z, shift, slope, sign, floor, gamma, beta, kernel, frame_mask=None):
     """Shift, PReLU, global norm and 1x1 convolution. For the gradient z alone is kept.
 
     Args:
-        z: [batch, frames, units], times sign.
-        shift: [batch, 1, units], times sign, added to z.
-        slope, sign: see `rectified`.
-        floor: [batch, 1, 1], added to the variance.
-        gamma, beta: [units], of the norm.
-        kernel: [units, channels].
+        z: [n, batch, frames, units], times sign.
+        shift: [n, batch, 1, units], times sign, added to z.
+        slope, sign: [n, 1, 1, 1], see `rectified`.
+        floor: [n, batch, 1, 1], added to the variance.
+        gamma, beta: [n, 1, 1, units], of the norm.
+        kernel: [n, 1, units, channels].
         frame_mask: as of `expanded`.
 
     Returns:
-        [batch, frames, channels].
+        [n, batch, frames, channels].
     """
 
     def masked(w):
@@ -146,41 +143,40 @@ def reduced(z, shift, slope, sign, floor, gamma, beta, kernel, frame_mask=None):
     def function(tensors):
         z, shift, slope, floor, gamma, beta, kernel = tensors
         dtype = z.dtype
-        w = masked(rectified(z + ops.cast(shift, dtype), slope, sign))
+        w = masked(rectified(z + ops.cast(shift, dtype), slope))
         mean, variance = frame_statistics(w, frame_mask)  # mean: times sign
         scale = ops.rsqrt(variance + floor)
-        scaled = sign * ops.expand_dims(gamma, -1) * kernel
-        offset = ops.squeeze(beta - sign * mean * scale * gamma, axis=1)  # [B, units]
-        y = pointwise(w, ops.cast(scaled, dtype)) * ops.cast(scale, dtype)
-        y = y + ops.cast(ops.expand_dims(ops.matmul(offset, kernel), 1), dtype)
+        pushed = sign * mean * scale
+        scaled = sign * _transposed(gamma) * kernel
+        offset = beta - pushed * gamma  # [n, batch, 1, units]
+        y = ops.matmul(w, ops.cast(scaled, dtype)) * ops.cast(scale, dtype)
+        y = y + ops.cast(ops.matmul(offset, kernel), dtype)
 
         def gradient(upstream):
-            x = z * ops.cast(_one(upstream), dtype) + ops.cast(shift, dtype)
-            w = masked(rectified(x, slope, sign))
-            total = ops.sum(ops.cast(upstream, "float32"), axis=1)  # [B, channels]
+            x = z * ops.cast(_ones(upstream), dtype) + ops.cast(shift, dtype)
+            w = masked(rectified(x, slope))
+            total = ops.sum(ops.cast(upstream, "float32"), axis=2, keepdims=True)
             upstream = upstream * ops.cast(scale, dtype)
-            to_scaled = _outer(w, upstream)
-            to_w = pointwise(upstream, ops.cast(ops.transpose(scaled), dtype))
-            to_offset = ops.matmul(total, ops.transpose(kernel))  # [B, units]
-            by_gamma = ops.reshape(ops.sum(to_offset * gamma, axis=-1), (-1, 1, 1))
-            to_scale = ops.sum(ops.cast(to_w * w, "float32"), axis=(1, 2), keepdims=True) / scale
+            to_scaled = _outer(w, upstream) * sign
+            to_w = ops.matmul(upstream, ops.cast(_transposed(scaled), dtype))
+            to_offset = ops.matmul(total, _transposed(kernel))
+            by_gamma = ops.sum(to_offset * gamma, axis=-1, keepdims=True)
+            to_scale = ops.sum(ops.cast(to_w * w, "float32"), axis=(2, 3), keepdims=True) / scale
             to_scale = to_scale - sign * mean * by_gamma
             to_variance = -0.5 * to_scale * scale**3
-            to_mean = -sign * scale * by_gamma
-            weight = 1 / _count(w, frame_mask)
-            to_square = 2 * to_variance * weight
-            constant = to_mean * weight - to_square * mean
+            to_square = 2 * to_variance / value_count(w, frame_mask)
+            constant = -sign * scale * by_gamma / value_count(w, frame_mask) - to_square * mean
             to_w = masked(to_w + ops.cast(constant, dtype) + ops.cast(to_square, dtype) * w)
             to_x, to_slope = rectified_gradient(to_w, x, slope, sign)
-            pushed = ops.reshape(sign * mean * scale, (-1, 1))
+            by_units = _transposed(ops.sum(to_scaled * kernel, axis=3, keepdims=True))
             return [
                 to_x,
-                ops.sum(ops.cast(to_x, "float32"), axis=1, keepdims=True),
-                ops.cast(to_slope, slope.dtype),
+                ops.sum(ops.cast(to_x, "float32"), axis=2, keepdims=True),
+                to_slope,
                 to_variance,
-                ops.sum(sign * to_scaled * kernel, axis=1) - ops.sum(pushed * to_offset, axis=0),
-                ops.sum(to_offset, axis=0),
-                sign * ops.expand_dims(gamma, -1) * to_scaled + ops.matmul(ops.transpose(offset), total),
+                by_units - ops.sum(pushed * to_offset, axis=1, keepdims=True),
+                ops.sum(to_offset, axis=1, keepdims=True),
+                _transposed(gamma) * to_scaled + _outer(offset, total),
             ]
 
         return (y,), gradient
@@ -189,27 +185,115 @@ def reduced(z, shift, slope, sign, floor, gamma, beta, kernel, frame_mask=None):
     return y[0] if isinstance(y, (tuple, list)) else y
 
 
-def _one(upstream):
-    """1, but only once `upstream` is known: what is multiplied by it is computed then and not before.
+def _ones(upstream):
+    """Ones [..., 1, 1], but only once `upstream` is known: what is multiplied by them is computed then and not before.
 
     Else TensorFlow sees that the forward pass had the same map, and keeps that one.
     """
-    first = ops.ravel(ops.slice(upstream, (0,) * upstream.ndim, (1,) * upstream.ndim))
+    first = ops.slice(upstream, (0,) * upstream.ndim, (1,) * upstream.ndim)
     return ops.exp(ops.minimum(ops.abs(ops.cast(first, "float32")), 0))
 
 
+def _transposed(x):
+    """The last two axes of four, exchanged."""
+    return ops.transpose(x, (0, 1, 3, 2))
+
+
 def _outer(x, y):
-    """[batch, frames, i], [batch, frames, j] -> sum over batch and frames of their products, [i, j] float32."""
-    x, y = (ops.reshape(t, (-1, t.shape[-1])) for t in (x, y))
-    return ops.cast(ops.matmul(ops.transpose(x), y), "float32")
+    """[n, batch, frames, i], [n, batch, frames, j] -> sums of their products, [n, 1, i, j] float32."""
+    return ops.sum(ops.cast(ops.matmul(_transposed(x), y), "float32"), axis=1, keepdims=True)
 
 
-def _count(x, frame_mask):
-    """Values of an item that count, as in frame_statistics."""
-    _, frames, channels = ops.shape(x)
-    if frame_mask is None:
-        return ops.cast(frames * channels, "float32")
-    return ops.maximum(ops.sum(frame_mask, axis=(1, 2), keepdims=True), 1.0) * channels
+def side_by_side(blocks, x, condition=None, frame_mask=None, training=False):
+    """ConvBlocks of the same settings, each on a map of its own: [n, batch, frames, channels] -> the same.
+
+    With the global norm all of them are computed at once, in half as many operations as two by themselves.
+    """
+    if blocks[0].norm == "global":
+        frame_mask = None if frame_mask is None else ops.cast(frame_mask, "float32")  # to be summed up
+        return x + _folded(blocks, x, condition, frame_mask)
+    maps = ops.unstack(x, len(blocks), axis=0)
+    return ops.stack([block(y, condition, frame_mask, training=training) for block, y in zip(blocks, maps)])
+
+
+def _folded(blocks, x, condition, frame_mask):
+    """What blocks with the global norm add to x; neither norm is computed as such, see ConvBlock."""
+    first = blocks[0]
+
+    def joined(weight, *shape):
+        return ops.reshape(ops.stack([ops.cast(weight(block), "float32") for block in blocks]), (len(blocks), *shape))
+
+    units, channels, taps = first.units, first.channels, first.taps
+    kernel_in = joined(lambda block: block.expand.kernel, 1, channels + first.condition, units)
+    shift_in = joined(lambda block: block.expand.bias, 1, 1, units) if first.use_bias else None
+    if first.condition:
+        others = ops.slice(kernel_in, (0, 0, channels, 0), (len(blocks), 1, first.condition, units))
+        kernel_in = ops.slice(kernel_in, (0, 0, 0, 0), (len(blocks), 1, channels, units))
+        given = ops.matmul(ops.expand_dims(ops.cast(condition, "float32"), 1), others)
+        shift_in = given if shift_in is None else given + shift_in
+    gamma, beta, gamma_2, beta_2 = (
+        joined(weight, 1, 1, units)
+        for weight in (
+            lambda block: block.expand_norm.gamma,
+            lambda block: block.expand_norm.beta,
+            lambda block: block.depthwise_norm.gamma,
+            lambda block: block.depthwise_norm.beta,
+        )
+    )
+    kernel = joined(lambda block: block.kernel, 1, taps, units)
+    last = joined(lambda block: block.reduce.kernel, 1, units, channels)
+    slope, slope_2 = (
+        joined(weight, 1, 1, 1)
+        for weight in (lambda block: block.expand_prelu.slope, lambda block: block.depthwise_prelu.slope)
+    )
+    sign, sign_2 = (ops.stop_gradient(ops.where(x <= 1, 1.0, -1.0)) for x in (slope, slope_2))
+    y, mean, variance = expanded(x, kernel_in, shift_in, slope, sign, frame_mask)
+    deviation = ops.sqrt(variance + first.epsilon)  # [n, batch, 1, 1]
+    shift = beta * deviation - mean * gamma  # [n, batch, 1, units]
+    bias = joined(lambda block: block.bias, 1, 1, units) * deviation * sign_2 if first.use_bias else None
+    y = depthwise_each(y, kernel * gamma * (sign * sign_2), first, frame_mask)
+    if first.reflects:  # every tap is on a frame of the signal
+        shifts = shift * ops.sum(kernel * sign_2, axis=2, keepdims=True)
+        shifts = shifts if bias is None else shifts + bias
+    else:  # taps on the zeros around the signal add no shift
+        inside = ops.cast(first.taps_inside(y, frame_mask), y.dtype)
+        y = y + ops.matmul(inside, ops.cast(kernel * sign_2 * shift, y.dtype))
+        shifts = ops.zeros_like(shift) if bias is None else bias + ops.zeros_like(shift)
+    # y is `deviation` times what the norm should see, so its epsilon is too.
+    floor = first.epsilon * (variance + first.epsilon)
+    y = reduced(y, shifts, slope_2, sign_2, floor, gamma_2, beta_2, last, frame_mask)
+    if first.use_bias:
+        y = y + ops.cast(joined(lambda block: block.reduce.bias, 1, 1, channels), y.dtype)
+    return y
+
+
+def depthwise_each(x, kernel, block, frame_mask=None):
+    """Dilated depthwise convolutions of maps [n, batch, frames, units] with kernels [n, 1, taps, units].
+
+    Args:
+        block: ConvBlock whose dilation and padding count.
+    """
+    count, batch, frames, units = ops.shape(x)
+    taps, dilation, around = block.taps, block.dilation, block.around
+    before = around if not block.causal else (taps - 1) * dilation + (around if block.late else 0)
+    behind = 0 if block.causal else around
+    given = before + frames + behind
+    rows = (given + dilation - 1) // dilation
+    fill = rows * dilation - given
+    if block.reflects:
+        inside = None if frame_mask is None else ops.cast(ops.sum(frame_mask, axis=(1, 2)), "int32")
+        x = reflect_frames(x, around, inside, fill)
+    else:
+        x = ops.pad(x, ((0, 0), (0, 0), (before, behind + fill), (0, 0)))
+    # Frame t in row t // dilation, as in models.conv.dilated_depthwise.
+    maps = ops.unstack(ops.reshape(x, (count, batch, rows, dilation, units)), count, axis=0)
+    kernels = ops.unstack(ops.cast(ops.reshape(kernel, (count, taps, 1, units, 1)), x.dtype), count, axis=0)
+    maps = [
+        ops.depthwise_conv(y, k, strides=1, padding="valid", data_format="channels_last")
+        for y, k in zip(maps, kernels)
+    ]
+    y = ops.reshape(ops.stack(maps), (count, batch, -1, units))
+    return ops.slice(y, (0, 0, 0, 0), (count, batch, frames, units))
 
 
 class Initialization:
@@ -340,7 +424,7 @@ class ConvBlock(keras.layers.Layer):
         if frame_mask is not None:
             frame_mask = ops.cast(frame_mask, "float32")  # to be summed up
         if self.norm == "global":
-            return x + self._folded(x, condition, frame_mask)
+            return ops.squeeze(side_by_side([self], ops.expand_dims(x, 0), condition, frame_mask), axis=0)
         y = self.expand_prelu(self._expand(x, condition))
         if frame_mask is not None:
             y = y * ops.cast(frame_mask, y.dtype)
@@ -349,83 +433,27 @@ class ConvBlock(keras.layers.Layer):
         if frame_mask is not None:
             y = y * frame_mask
         y = ops.cast(y, self.compute_dtype)
-        y = self._depthwise(y, self.kernel, frame_mask)
+        kernel = ops.reshape(self.kernel, (1, 1, self.taps, self.units))
+        y = ops.squeeze(depthwise_each(ops.expand_dims(y, 0), kernel, self, frame_mask), axis=0)
         if self.bias is not None:
             y = y + self.bias
         y = self.depthwise_norm(self.depthwise_prelu(y), **norm_options)
         return x + self.reduce(y)
 
     def _expand(self, x, condition):
-        """First convolution."""
-        kernel, shift = self._expansion(x, condition)
-        y = pointwise(x, kernel)
-        return y if shift is None else y + ops.cast(shift, y.dtype)
-
-    def _expansion(self, x, condition):
-        """Kernel of the first convolution, and what it adds in all frames: [1 or batch, 1, units], or None."""
-        kernel, shift = 1.0 * self.expand.kernel, None
+        """First convolution. What the condition adds is the same in all frames."""
+        if condition is None:
+            return self.expand(x)
+        own = ops.slice(self.expand.kernel, (0, 0), (self.channels, self.units))
+        others = ops.slice(self.expand.kernel, (self.channels, 0), (self.condition, self.units))
+        shift = ops.matmul(ops.cast(condition, x.dtype), ops.cast(others, x.dtype))
         if self.use_bias:
-            shift = ops.reshape(self.expand.bias, (1, 1, -1))
-        if condition is not None:
-            others = ops.slice(kernel, (self.channels, 0), (self.condition, self.units))
-            kernel = ops.slice(kernel, (0, 0), (self.channels, self.units))
-            given = ops.expand_dims(ops.matmul(ops.cast(condition, x.dtype), ops.cast(others, x.dtype)), 1)
-            shift = given if shift is None else given + ops.cast(shift, given.dtype)
-        return kernel, shift
+            shift = shift + ops.cast(self.expand.bias, x.dtype)
+        return pointwise(x, own) + ops.expand_dims(shift, 1)
 
-    def _depthwise(self, y, kernel, frame_mask):
-        """Depthwise convolution of y [batch, frames, units] with kernel [taps, units, 1]."""
-        if self.reflects:
-            frames = None if frame_mask is None else ops.cast(ops.sum(frame_mask, axis=(1, 2)), "int32")
-            mirrored = reflect_frames(y, self.around, frames)
-            return dilated_depthwise(mirrored, kernel, self.dilation, frames=ops.shape(y)[1])
-        if self.late:
-            batch, frames, units = ops.shape(y)
-            y = ops.pad(y, ((0, 0), (self.around, 0), (0, 0)))
-            y = ops.slice(y, (0, 0, 0), (batch, frames, units))
-        return dilated_depthwise(y, kernel, self.dilation, self.causal)
-
-    def _folded(self, x, condition, frame_mask):
-        """What the block adds to x, with the global norm."""
-        kernel_in, shift_in = self._expansion(x, condition)
-        gamma, beta, kernel, gamma_2, beta_2, last = (
-            ops.cast(weight, "float32")
-            for weight in (
-                self.expand_norm.gamma,
-                self.expand_norm.beta,
-                ops.squeeze(self.kernel, axis=2),
-                self.depthwise_norm.gamma,
-                self.depthwise_norm.beta,
-                self.reduce.kernel,
-            )
-        )
-        slopes = [1.0 * prelu.slope for prelu in (self.expand_prelu, self.depthwise_prelu)]
-        signs = [ops.stop_gradient(ops.where(slope <= 1, 1.0, -1.0)) for slope in slopes]
-        y, mean, variance = expanded(x, kernel_in, shift_in, slopes[0], signs[0], frame_mask)
-        deviation = ops.sqrt(variance + self.epsilon)  # [B, 1, 1]
-        shift = beta * deviation - mean * gamma  # [B, 1, units]
-        shifts = [kernel * shift]  # by taps, [B, taps, units]
-        if self.use_bias:
-            shifts.append(ops.cast(self.bias, "float32") * deviation)
-        shifts = ops.concatenate(shifts, axis=1) * signs[1]
-        kernel = ops.cast(kernel * gamma * (signs[0] * signs[1]), y.dtype)
-        y = self._depthwise(y, ops.expand_dims(kernel, -1), frame_mask)
-        if self.reflects:  # every tap is on a frame of the signal
-            shifts = ops.sum(shifts, axis=1, keepdims=True)
-        else:  # taps on the zeros around the signal add no shift
-            y = y + ops.matmul(ops.cast(self._taps_inside(y, frame_mask), y.dtype), ops.cast(shifts, y.dtype))
-            shifts = ops.zeros_like(mean) * beta
-        # y is `deviation` times what the norm should see, so its epsilon is too.
-        floor = self.epsilon * (variance + self.epsilon)
-        y = reduced(y, shifts, slopes[1], signs[1], floor, gamma_2, beta_2, last, frame_mask)
-        return y + ops.cast(self.reduce.bias, y.dtype) if self.use_bias else y
-
-    def _taps_inside(self, y, frame_mask):
-        """1 where a tap is on a frame of the signal, and always 1 for the bias if there is one.
-
-        [1 or batch, frames, taps (+ 1)]
-        """
-        _, frames, _ = ops.shape(y)
+    def taps_inside(self, y, frame_mask):
+        """1 where a tap is on a frame of the signal, for y [..., frames, units]: [1 or batch, frames, taps]."""
+        frames = ops.shape(y)[-2]
         inside = ops.ones((1, frames, 1)) if frame_mask is None else frame_mask
         current = self.taps - 1 if self.causal else self.taps // 2
         offsets = [(tap - current) * self.dilation for tap in range(self.taps)]
@@ -435,34 +463,36 @@ class ConvBlock(keras.layers.Layer):
         padded = ops.pad(inside, ((0, 0), (before, after), (0, 0)))
         rows = ops.shape(padded)[0]
         by_tap = [ops.slice(padded, (0, before + offset, 0), (rows, frames, 1)) for offset in offsets]
-        return ops.concatenate(by_tap + ([ops.ones_like(inside)] if self.use_bias else []), axis=-1)
+        return ops.concatenate(by_tap, axis=-1)
 
     def get_config(self):
         return super().get_config() | self.settings
 
 
-def reflect_frames(x, around, frames=None):
+def reflect_frames(x, around, frames=None, behind=0):
     """Puts the mirror image of the first and last frames around x; the frames at the ends are not repeated.
 
     Args:
-        x: [batch, count, channels], more than `around` frames.
+        x: [n, batch, count, channels], more than `around` frames.
         around: frames to put on either side.
         frames: [batch] int, the frames of every item that count: it is mirrored behind these.
+        behind: frames of zeros behind all.
 
     Returns:
-        [batch, around + count + around, channels].
+        [n, batch, around + count + around + behind, channels].
     """
-    batch, count, channels = ops.shape(x)
+    maps, batch, count, channels = ops.shape(x)
     if frames is None:
-        first = ops.slice(x, (0, 1, 0), (batch, around, channels))
-        last = ops.slice(x, (0, count - 1 - around, 0), (batch, around, channels))
-        return ops.concatenate([ops.flip(first, axis=1), x, ops.flip(last, axis=1)], axis=1)
-    places = ops.abs(ops.arange(count + 2 * around) - around)
+        first = ops.slice(x, (0, 0, 1, 0), (maps, batch, around, channels))
+        last = ops.slice(x, (0, 0, count - 1 - around, 0), (maps, batch, around, channels))
+        parts = [ops.flip(first, axis=2), x, ops.flip(last, axis=2)]
+        return ops.concatenate([*parts, ops.zeros((maps, batch, behind, channels), x.dtype)], axis=2)
+    places = ops.abs(ops.arange(count + 2 * around + behind) - around)
     end = ops.expand_dims(frames, 1) - 1
     places = ops.clip(end - ops.abs(end - places), 0, count - 1)
-    rows = places + ops.expand_dims(ops.arange(batch) * count, 1)
-    flat = ops.take(ops.reshape(x, (-1, channels)), ops.reshape(rows, (-1,)), axis=0)
-    return ops.reshape(flat, (batch, count + 2 * around, channels))
+    rows = ops.reshape(places + ops.expand_dims(ops.arange(batch) * count, 1), (-1,))
+    flat = ops.take(ops.reshape(x, (maps, -1, channels)), rows, axis=1)
+    return ops.reshape(flat, (maps, batch, -1, channels))
 
 
 def frame_count(samples, window, hop):

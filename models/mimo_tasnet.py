@@ -22,6 +22,7 @@ from models.conv_tasnet import (
     frame_count,
     frames_below,
     normed_pointwise,
+    side_by_side,
     zero_behind,
 )
 from models.norm import ChannelNorm
@@ -101,20 +102,23 @@ class Separator(keras.layers.Layer):
         for layer in (*self.blocks, self.mask_conv):
             layer.build((None, None, self.bottleneck))
 
-    def call(self, encodings, frame_mask=None, used=None, training=False):
-        """With frame_mask [batch, frames, 1], frames that have 0 there influence no others.
+    def enter(self, encodings):
+        """What the first block sees, [batch, frames, bottleneck]."""
+        return normed_pointwise(encodings, self.norm, self.input_conv)
 
-        Args:
-            used: how many of the masks of each talker to compute; None: all.
-        """
-        x = normed_pointwise(encodings, self.norm, self.input_conv)
-        for block in self.blocks:
-            x = block(x, frame_mask=frame_mask, training=training)
-        if used in (None, self.width):
+    def leave(self, x, used):
+        """What the last block gives -> the first `used` masks of each talker, [batch, frames, talkers * used]."""
+        if used == self.width:
             return self.mask_conv(x)
         kernel = ops.reshape(self.mask_conv.kernel, (self.bottleneck, self.talkers, self.width))
         kernel = ops.slice(kernel, (0, 0, 0), (self.bottleneck, self.talkers, used))
         return pointwise(x, ops.reshape(kernel, (self.bottleneck, self.talkers * used)))
+
+    def call(self, encodings, training=False):
+        x = self.enter(encodings)
+        for block in self.blocks:
+            x = block(x, training=training)
+        return self.leave(x, self.width)
 
     def count_macs(self, used):
         """Multiply-accumulates a frame."""
@@ -333,6 +337,21 @@ class MimoTasnet(keras.Model):
             places = ops.arange(frames) * self.hop // FEATURE_HOP
         return [ops.cast(ops.take(x, places, axis=1), self.compute_dtype) for x in projected]
 
+    def separate(self, encodings, frame_mask=None, training=False):
+        """Both separators at once, before masks are made of it: [batch, frames, talkers, used_masks] twice.
+
+        Args:
+            encodings: [batch, frames, width] twice.
+            frame_mask: [batch, frames, 1]; frames that have 0 there influence no others.
+        """
+        batch, frames, _ = ops.shape(encodings[0])
+        x = ops.stack([separator.enter(y) for separator, y in zip(self.separators, encodings)])
+        for blocks in zip(*(separator.blocks for separator in self.separators)):
+            x = side_by_side(blocks, x, frame_mask=frame_mask, training=training)
+        ears = ops.unstack(x, len(EARS), axis=0)
+        logits = [separator.leave(y, self.used_masks) for separator, y in zip(self.separators, ears)]
+        return [ops.reshape(y, (batch, frames, self.talkers, self.used_masks)) for y in logits]
+
     def _masks(self, logits):
         """[batch, frames, talkers, channels] -> masks."""
         if self.mask == "softmax":
@@ -353,13 +372,14 @@ class MimoTasnet(keras.Model):
         if samples is not None:
             inside = frame_count(samples, self.window, self.hop)
             frame_mask = frames_below(inside, frames)
-        beside = self.project(ears, frames) if self.wiring == "cross" else (None, None)
         used = self.used_masks
+        seen = encodings
+        if self.wiring == "cross":
+            seen = [ops.concatenate(pair, axis=-1) for pair in zip(encodings, self.project(ears, frames))]
+        separated = self.separate(seen, frame_mask, training)
         signals = []
-        for separator, encoding, extra, decoder in zip(self.separators, encodings, beside, self.decoders):
-            seen = encoding if extra is None else ops.concatenate([encoding, extra], axis=-1)
-            logits = separator(seen, frame_mask=frame_mask, used=used, training=training)
-            masks = self._masks(ops.reshape(logits, (batch, frames, self.talkers, used)))
+        for encoding, logits, decoder in zip(encodings, separated, self.decoders):
+            masks = self._masks(logits)
             if used != channels:  # in parity: softmax over filters of which half are not wanted
                 masks = ops.slice(masks, (0, 0, 0, 0), (batch, frames, self.talkers, channels))
             chosen = masks * ops.expand_dims(encoding, 2)

@@ -135,7 +135,7 @@ class BatchNorm(ScaledNorm):
 
 
 def frame_statistics(x, frame_mask=None):
-    """Mean and biased variance of every item of [batch, frames, channels], in float32: [batch, 1, 1] twice.
+    """Mean and biased variance of every item of [..., frames, channels], in float32: [..., 1, 1] twice.
 
     For maps whose mean is not large against their deviation, such as those behind a rectifier: the variance is
     the mean square less the square of the mean, which reads x without writing as much again.
@@ -144,14 +144,18 @@ def frame_statistics(x, frame_mask=None):
         frame_mask: [batch, frames, 1]; where it is 0, x must be 0 and is not counted.
     """
     x = ops.cast(x, "float32")
-    _, frames, channels = ops.shape(x)
-    if frame_mask is None:
-        count = ops.cast(frames * channels, "float32")
-    else:
-        count = ops.maximum(ops.sum(frame_mask, axis=(1, 2), keepdims=True), 1.0) * channels
-    mean = ops.sum(x, axis=(1, 2), keepdims=True) / count
-    power = ops.sum(ops.square(x), axis=(1, 2), keepdims=True) / count
+    count = value_count(x, frame_mask)
+    mean = ops.sum(x, axis=(-2, -1), keepdims=True) / count
+    power = ops.sum(ops.square(x), axis=(-2, -1), keepdims=True) / count
     return mean, ops.maximum(power - ops.square(mean), 0.0)
+
+
+def value_count(x, frame_mask=None):
+    """Values of an item that count in `frame_statistics`, float32."""
+    *_, frames, channels = ops.shape(x)
+    if frame_mask is None:
+        return ops.cast(frames * channels, "float32")
+    return ops.maximum(ops.sum(frame_mask, axis=(-2, -1), keepdims=True), 1.0) * channels
 
 
 def batch_norm(name):

@@ -58,7 +58,7 @@ def model_case(case, folder):
         case.check("est_source", model(batch["mixture"]), sources(case["out/est_source"]), least)
         check_parts(case, model, batch["mixture"], least)
     except AssertionError as error:
-        error.add_note(first_probe_that_differs(case, model, names, batch))
+        error.add_note(first_probe_that_differs(case, model, batch["mixture"]))
         raise
     objective = BinauralSeparation(model)
     with tf.GradientTape() as tape:
@@ -93,51 +93,36 @@ def check_parts(case, model, mixture, least):
     if "out/encoderL#0" not in case:
         return
     ears = [mixture[..., 0], mixture[..., 1]]
-    outputs = watched(model.separators, lambda: model(mixture))
-    for separator, encoding, side, other in zip(model.separators, model.encode(ears), "LR", "RL"):
-        theirs = case[f"out/encoder{side}#0"]
-        if f"out/encoder{side}#1" in case:
-            # The left separator sees the first calls of both encoders, the right one the second ones.
-            calls = "01"[side == "R"]
-            theirs = np.concatenate(
-                [case[f"out/encoder{side if side == 'L' else other}#0"], case["out/encoderR#0"]], axis=1
-            ) if calls == "0" else np.concatenate([case["out/encoderR#1"], case["out/encoderL#1"]], axis=1)
+    encodings = model.encode(ears)
+    seen = encodings
+    if model.wiring == "cross":
+        beside = model.project(ears, encodings[0].shape[1])
+        seen = [tf.concat(pair, axis=-1) for pair in zip(encodings, beside)]
+    # The left separator sees the first calls of both encoders, the right one the second ones.
+    calls = {"L": ("L#0",), "R": ("R#0",)}
+    if model.wiring == "parallel":
+        calls = {"L": ("L#0", "R#0"), "R": ("R#1", "L#1")}
+    for side, encoding, masks in zip("LR", encodings, model.separate(seen)):
+        theirs = np.concatenate([case[f"out/encoder{call}"] for call in calls[side]], axis=1)
         case.check("encoder", encoding, theirs.transpose(0, 2, 1), least)
-        masks = outputs[separator.name]
-        masks = masks.reshape(*masks.shape[:2], model.talkers, -1)
         masks = np.asarray(model._masks(masks)).transpose(2, 0, 3, 1)
         case.check("masknet", masks, case[f"out/masknet{side}#0"][:, :, : masks.shape[2]], least)
 
 
-def watched(layers, run):
-    """{name of a layer: what it gave}"""
-    outputs, calls = {}, {layer: layer.call for layer in layers}
-
-    def watch(layer):
-        def call(*arguments, **options):
-            result = calls[layer](*arguments, **options)
-            outputs[layer.name if layer.name not in outputs else layer.name + "'"] = np.asarray(result)
-            return result
-
-        return call
-
-    for layer in layers:
-        layer.call = watch(layer)
-    try:
-        run()
-    finally:
-        for layer, call in calls.items():
-            layer.call = call
-    return outputs
-
-
-def first_probe_that_differs(case, model, names, batch):
+def first_probe_that_differs(case, model, mixture):
     """Name of the first dilated block of ours whose output is off."""
-    for separator, side in zip(model.separators, "LR"):
-        for name, value in watched(separator.blocks, lambda: model(batch["mixture"])).items():
-            probe = f"masknet{side}.temporal_conv_net.temporal{name.replace('block', 'block')}#0"
+    ears = [mixture[..., 0], mixture[..., 1]]
+    seen = model.encode(ears)
+    if model.wiring == "cross":
+        beside = model.project(ears, seen[0].shape[1])
+        seen = [tf.concat(pair, axis=-1) for pair in zip(seen, beside)]
+    for separator, side, x in zip(model.separators, "LR", seen):
+        x = separator.enter(x)
+        for block in separator.blocks:
+            x = block(x)
+            probe = f"masknet{side}.temporal_conv_net.temporal{block.name}#0"
             if "probe/" + probe in case:
-                ours, theirs = summary(value), case["probe/" + probe]
+                ours, theirs = summary(x), case["probe/" + probe]
                 if np.max(np.abs(ours[:10] - theirs[:10])) > 2e-4 * max(theirs[9], 1e-6):
                     return f"first probe that differs: {probe} (ours {ours}, reference {theirs})"
     return "none of the probes of the blocks differs"
