@@ -3,6 +3,7 @@
     python nn/benchmark.py --system dense_unet --seconds 1 --threads 1
     python nn/benchmark.py --system sequential_grouping --causal --json cost.json
     python nn/benchmark.py --system spex_plus --variant authors --seconds 4 --threads 1
+    python nn/benchmark.py --system mimo_tasnet --seconds 4 --threads 1
     python nn/benchmark.py --measure input                      is reading ever the bottleneck?
     python nn/benchmark.py --measure features                   features, against loops over frames
     python nn/benchmark.py --measure loop                       what the training loop adds to the bare step
@@ -31,9 +32,11 @@ from feat.audio import write_pcm16
 from feat.feat_gen import compute_features, generate, settings_from_flags
 from feat.files import UserError, run_script, write_text
 from feat.stft import num_frames, num_samples, sqrt_hann
+from models.mimo_tasnet import WIRINGS, MimoTasnet
 from models.spex_plus import SAMPLE_RATES, VARIANTS, SpexPlus
 from models.streaming import StreamingSeparator
 from nn import cost, deep_casa, devices, learning_rate, train
+from nn.binaural_tasnet import BinauralSeparation
 from nn.optimizers import make_optimizer
 from nn.separate import compile_step
 from nn.seq_group import SequentialGroupingObjective
@@ -62,16 +65,28 @@ def make_spex_plus():
     return model, TargetExtraction(model, whole=True)
 
 
+def make_mimo_tasnet():
+    """(model, objective) of Binaural TasNet, as published; causal with norms by frame."""
+    model = MimoTasnet(FLAGS.wiring, FLAGS.talkers, causal=FLAGS.causal, norm="channel" if FLAGS.causal else "global")
+    return model, BinauralSeparation(model, whole=True)
+
+
 # How to build each system, and what its model is called on.
 SYSTEMS = {
     "dense_unet": (make_dense_unet, lambda batch: batch["mixture"]),
     "sequential_grouping": (make_sequential_grouping, lambda batch: (batch["mixture"], batch["estimates"])),
     "spex_plus": (make_spex_plus, lambda batch: {"mixture": batch["mixture"], "enrolment": batch["enrolment"]}),
+    "mimo_tasnet": (make_mimo_tasnet, lambda batch: batch["mixture"]),
 }
+COST_ALONE = ("spex_plus", "mimo_tasnet")
 
 
 def make_batch(system, settings, batch_size, seconds):
     """A batch of noise for a system."""
+    if system == "mimo_tasnet":
+        shape = (batch_size, FLAGS.talkers, int(seconds * settings.sample_rate), 2)
+        sources = np.random.default_rng(0).standard_normal(shape, np.float32)
+        return {"mixture": tf.constant(sources.sum(axis=1)), "sources": tf.constant(sources)}
     if system != "spex_plus":
         return random_batch(settings, batch_size, seconds)
     rate = SAMPLE_RATES[FLAGS.variant]
@@ -89,6 +104,8 @@ def count_macs(model, inputs):
     """Multiply-accumulates of a call of a model."""
     if isinstance(model, SpexPlus):
         return len(inputs["mixture"]) * model.count_macs(inputs["mixture"].shape[1], inputs["enrolment"].shape[1])
+    if isinstance(model, MimoTasnet):
+        return len(inputs) * model.count_macs(inputs.shape[1])
     return cost.count_macs(model, lambda: model(inputs))
 
 
@@ -344,8 +361,8 @@ def main(_):
     if FLAGS.measure == "devices" and not FLAGS.num_virtual_devices:
         FLAGS.num_virtual_devices = 2
     settings = settings_from_flags()
-    if FLAGS.system == "spex_plus" and FLAGS.measure != "cost":
-        raise UserError(f"--measure {FLAGS.measure}: not for spex_plus, whose cost alone is measured")
+    if FLAGS.system in COST_ALONE and FLAGS.measure != "cost":
+        raise UserError(f"--measure {FLAGS.measure}: not for {FLAGS.system}, whose cost alone is measured")
     measure = MEASURES[FLAGS.measure]
     report = {
         "system": FLAGS.system,
@@ -371,6 +388,7 @@ if __name__ == "__main__":
     deep_casa.define_grouping_flags()
     flags.DEFINE_enum("system", "dense_unet", list(SYSTEMS), "the model")
     flags.DEFINE_enum("variant", "seed", list(VARIANTS), "of spex_plus")
+    flags.DEFINE_enum("wiring", "parallel", list(WIRINGS), "of mimo_tasnet")
     flags.DEFINE_float("enrolment_seconds", 0.0, "of spex_plus; 0: as long as the mixtures", lower_bound=0)
     flags.DEFINE_float("seconds", 1.0, "length of the mixtures", lower_bound=0.1)
     flags.DEFINE_integer("threads", 0, "TensorFlow threads; 0: all cores", lower_bound=0)
