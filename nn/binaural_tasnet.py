@@ -16,16 +16,15 @@ import os
 
 import keras
 import numpy as np
-import soundfile
 import tensorflow as tf
 from absl import flags
 from keras import ops
 
-from feat import binaural_dataset, dataset
+from feat import binaural, binaural_dataset, dataset
 from feat.audio import read_stereo, resample, wav_info, write_pcm16
 from feat.augment import Augmentation
 from feat.binaural_sets import set_folder
-from feat.files import UserError, atomic_path, make_writable_directory, run_script, write_text
+from feat.files import UserError, make_writable_directory, run_script, write_text
 from feat.hrir import find_heads, split_heads
 from feat.parallel import progress
 from feat.wsj0_mix import find_utterances
@@ -413,15 +412,7 @@ def write_audio(folder, item, mixture, references, estimates, sample_rate, parit
     peak = max(1.0, *(np.max(np.abs(x)) for x in signals.values()))
     for name, signal in signals.items():
         path = os.path.join(folder, f"item{item}_{name}.wav")
-        if not parity:
-            write_pcm16(path, signal / peak, sample_rate)
-            continue
-        signal = np.asarray(signal, np.float32)
-        ears = np.max(np.abs(signal), axis=0)
-        scaled = signal / np.where(ears > 0, ears, 1)
-        samples = np.clip(np.floor(scaled * np.float32(32768)), -32768, 32767).astype(np.int16)
-        with atomic_path(path) as temporary:
-            soundfile.write(temporary, samples, sample_rate, subtype="PCM_16", format="WAV")
+        write_pcm16(path, binaural.save16(signal) if parity else signal / peak, sample_rate)
 
 
 def separate_recording(separator):

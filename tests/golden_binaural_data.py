@@ -111,18 +111,6 @@ def noise_sampler(case, folder):
     np.testing.assert_array_equal(rows, case["out/draws"][:, :6])
 
 
-@procedure("save_audio")
-def save_audio(case, folder):
-    signals = {"mix": case["in/mix"][0]}
-    for c in range(case["in/targets"].shape[-1]):
-        signals[f"source{c + 1}"] = case["in/targets"][0, ..., c]
-        signals[f"source{c + 1}hat"] = case["in/estimates"][0, ..., c]
-    found = {f"item7_{name}.wav": binaural.save16(x) for name, x in signals.items()}
-    assert case.named("out").keys() == found.keys() == set(case.config["files"])
-    for name, theirs in case.named("out").items():
-        np.testing.assert_array_equal(found[name], theirs, err_msg=name)
-
-
 @procedure("dynamic_mixing")
 def dynamic_mixing(case, folder):
     config = case.config

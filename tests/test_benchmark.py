@@ -28,7 +28,12 @@ def report(folder, *flags, **named):
 
 
 @pytest.mark.parametrize(
-    "system, named", [("dense_unet", dict(causal=True, batch_size=2)), ("sequential_grouping", TINY_TCN)]
+    "system, named",
+    [
+        ("dense_unet", dict(causal=True, batch_size=2)),
+        ("sequential_grouping", TINY_TCN),
+        ("mimo_tasnet", dict(wiring="independent", causal=True, seconds=0.2)),
+    ],
 )
 def test_cost_of_a_tiny_system(tmp_path, system, named):
     found = report(tmp_path, system=system, **named)

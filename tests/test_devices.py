@@ -98,7 +98,9 @@ def assert_close(ours, theirs, tolerance):
             dict(accumulate=2),
             dict(clip_norm=0.05, accumulate=2, ema_decay=0.9),
         )
-    ],
+    ]
+    # Of a batch of 8 a few examples count, on one replica more than on the other.
+    + [("adam", dict(least_loss=0.3)), ("adam", dict(least_loss=0.3, accumulate=2, clip_norm=0.05))],
     ids=lambda value: value if isinstance(value, str) else "-".join(value) or "plain",
 )
 def test_two_replicas_train_as_one_device(two, optimizer, options):
@@ -107,6 +109,14 @@ def test_two_replicas_train_as_one_device(two, optimizer, options):
     np.testing.assert_allclose(losses, alone, rtol=1e-5)
     assert_close(ours, theirs, 1e-5)
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_steps_without_an_example_that_counts_change_nothing():
+    one = tf.distribute.OneDeviceStrategy("/cpu:0")
+    for limits in (dict(least_loss=1e3), dict(largest_loss=0.0)):
+        losses, state = train(one, "adam", **limits)
+        assert np.isnan(losses).all()
+        assert all(not np.any(value) for name, value in state.items() if "momentum" in name or "iteration" in name)
 
 
 def test_accumulated_pieces_are_one_large_batch():
