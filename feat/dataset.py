@@ -36,7 +36,8 @@ _FREE_AXES = {
     "estimates": (0, 2),
     "frames": (0,),
     "index": (0,),
-    # Of feat/triplet_dataset.py, whose mixtures are [batch, samples].
+    # Of feat/binaural_dataset.py (mixture [batch, samples, 2], sources [batch, talkers, samples, 2]) the same; of
+    # feat/triplet_dataset.py, whose mixtures are [batch, samples]:
     "target": (0, 1),
     "enrolment": (0, 1),
     "samples": (0,),
