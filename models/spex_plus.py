@@ -268,6 +268,25 @@ class SpexPlus(keras.Model):
             enrolled //= 3
         return total + enrolled * _size(self.speaker_output)
 
+    def start_as_fourier(self):
+        """Gives encoders and decoders the values of a short-time Fourier transform; training goes on from there.
+
+        A filter is a sine or cosine under the root of a Hann window, or the negative of one, so that the rectified
+        filters hold the whole spectrum; bins are taken from the lowest up, four filters each, as far as the filters
+        go. Filters beyond the highest bin keep their values. The short window with 2 * samples filters then gives the
+        mixture back where its mask is 1.
+        """
+        for (encoder, encoder_bias), (decoder, decoder_bias), window in zip(self.encoders, self.decoders, self.windows):
+            fourier = fourier_filters(window)[:, : self.filters]
+            kernel = ops.convert_to_numpy(encoder).copy()
+            kernel[:, 0, : fourier.shape[1]] = fourier
+            encoder.assign(kernel)
+            kernel = ops.convert_to_numpy(decoder).copy()
+            kernel[:, 0, : fourier.shape[1]] = fourier * self.hop / window
+            decoder.assign(kernel)
+            for bias in (encoder_bias, decoder_bias):
+                bias.assign(np.zeros(bias.shape, np.float32))
+
     # Parts --------------------------------------------------------------------------------------------
 
     def encode(self, waveforms):
@@ -376,6 +395,23 @@ class SpexPlus(keras.Model):
 
     def get_config(self):
         return {"name": self.name} | self.settings
+
+
+def fourier_filters(window):
+    """[window, 2 window] float32: under the root of a Hann window, every sine and cosine and their negatives.
+
+    Columns have unit norm; bins ascend.
+    """
+    time = np.arange(window)
+    root = np.sin(np.pi * (time + 0.5) / window)
+    columns = []
+    for bin_ in range(window // 2 + 1):
+        for wave in (np.cos, np.sin):
+            column = root * wave(2 * np.pi * bin_ * (time + 0.5) / window)
+            norm = np.linalg.norm(column)
+            if norm > 1e-6:
+                columns += [column / norm, -column / norm]
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def _size(layer):

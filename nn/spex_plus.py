@@ -121,11 +121,20 @@ def define_flags():
     flags.DEFINE_bool("dynamic_mixing", False, "mix the utterances of --corpus_folder anew at every step")
     flags.DEFINE_string("corpus_folder", "", "a folder for every talker; for --dynamic_mixing")
     flags.DEFINE_integer("epoch_mixtures", 20000, "mixtures in an epoch of --dynamic_mixing", lower_bound=1)
+    flags.DEFINE_list("snr_db", ["0", "5"], "lowest,highest dB of target over interferer in --dynamic_mixing")
+    flags.DEFINE_bool(
+        "both_talkers",
+        False,
+        "each mixture of --dynamic_mixing is two examples, one for each talker, so that nothing but the enrolment tells"
+        " which of them is wanted; take lowest and highest --snr_db of opposite signs with it",
+    )
     flags.DEFINE_float("segment_seconds", None, "train on pieces of so many seconds; 0: whole mixtures", lower_bound=0)
     flags.DEFINE_float("enrolment_seconds", 0.0, "cut longer enrolments in training; 0: none", lower_bound=0)
     flags.DEFINE_float("gain_db", 0.0, "training mixtures and enrolments are made louder or softer by up to so many dB")
     flags.DEFINE_bool("parity", False, "batches, padding and validation as the reference code has them")
     flags.DEFINE_integer("classes", None, "speakers that are told apart in training; default: those of tr")
+    flags.DEFINE_list("windows_ms", ["2.5", "10", "20"], "windows of the encoders; the hop is half of the first")
+    flags.DEFINE_enum("filterbank", "random", ["random", "fourier"], "what encoders and decoders are before training")
     flags.DEFINE_integer("n_filters", 256, "of each encoder", lower_bound=1)
     flags.DEFINE_integer("n_bottle", 256, "channels between dilated blocks", lower_bound=1)
     flags.DEFINE_integer("n_units", 512, "channels of a dilated block", lower_bound=1)
@@ -185,12 +194,16 @@ def model_settings(source="", classes=None, own_classes=False):
         UserError: a flag that was given disagrees with the checkpoint.
     """
     settings = VARIANTS[FLAGS.variant] | {argument: FLAGS[flag].value for argument, flag in SIZE_FLAGS.items()}
-    # 2.5, 10 and 20 ms.
-    settings["windows"] = [FLAGS.sample_rate * i // 400 for i in (1, 4, 8)]
+    settings["windows"] = window_samples()
     settings |= {"parity": FLAGS.parity, "classes": FLAGS.classes or classes or settings["classes"]}
     if not source:
         return settings
     stored, config = stored_settings(source)
+    if FLAGS["windows_ms"].present and list(stored["windows"]) != settings["windows"]:
+        raise UserError(
+            f"{source}: trained with windows of {', '.join(map(str, stored['windows']))} samples; leave --windows_ms out"
+            " or give another checkpoint"
+        )
     for argument, flag in (SIZE_FLAGS | ({} if own_classes else {"classes": "classes"})).items():
         if argument in stored and FLAGS[flag].present and FLAGS[flag].value != stored[argument]:
             raise UserError(
@@ -204,6 +217,26 @@ def model_settings(source="", classes=None, own_classes=False):
         )
     kept = ("parity", "classes") if own_classes else ("parity",)
     return settings | {name: value for name, value in stored.items() if name not in kept}
+
+
+def numbers_of(flag, count, what):
+    """The `count` numbers of a list flag, in ascending order. Raises UserError."""
+    try:
+        numbers = [float(value) for value in FLAGS[flag].value]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count or not np.isfinite(numbers).all() or numbers != sorted(numbers):
+        raise UserError(f"--{flag} {','.join(FLAGS[flag].value)}: give {what}")
+    return numbers
+
+
+def window_samples():
+    """Samples of the three windows of --windows_ms."""
+    what = "three ascending numbers of ms, such as 2.5,10,20, the first of two samples at least"
+    samples = [round(ms * FLAGS.sample_rate / 1000) for ms in numbers_of("windows_ms", 3, what)]
+    if samples[0] < 2:
+        raise UserError(f"--windows_ms {','.join(FLAGS.windows_ms)}: give {what}")
+    return samples
 
 
 def read_set(set_name, speakers=None):
@@ -236,6 +269,9 @@ class TrainingData:
             self.pool = triplet_dataset.talker_pool(
                 FLAGS.corpus_folder, find_speakers(FLAGS.corpus_folder), rate, speakers
             )
+            self.snr_db = numbers_of("snr_db", 2, "lowest,highest, such as -5,5")
+            if FLAGS.both_talkers and FLAGS.batch_size % 2:
+                raise UserError(f"--both_talkers: --batch_size {FLAGS.batch_size} should be even")
             speakers, self.examples = self.pool.speakers, FLAGS.epoch_mixtures
         else:
             triplets = read_set("tr", speakers)
@@ -263,7 +299,14 @@ class TrainingData:
         options = dict(seed=FLAGS.seed, epoch=epoch, skip=skip, gain_db=gain, share=share)
         if self.pool is not None:
             return triplet_dataset.mixed_batches(
-                self.pool, size, self.examples // size, self.segment, enrolment_samples=self.enrolment, **options
+                self.pool,
+                size,
+                self.examples // size,
+                self.segment,
+                enrolment_samples=self.enrolment,
+                snr_db=self.snr_db,
+                both=FLAGS.both_talkers,
+                **options,
             )
         if self.chunked:
             return triplet_dataset.chunk_batches(self.training, self.segment, self.segment // 2, size, **options)
@@ -282,7 +325,7 @@ class TrainingData:
             return [self.training.triplets[i].name for i in indices]
         count = self.examples // FLAGS.batch_size * FLAGS.batch_size
         drawn = triplet_dataset.draw_mixed_triplets(
-            self.pool, count, self.segment, self.enrolment, (0.0, 5.0), FLAGS.seed, epoch
+            self.pool, count, self.segment, self.enrolment, self.snr_db, FLAGS.seed, epoch, FLAGS.both_talkers
         )
         return [" + ".join(self.pool.files.paths[i] for i in drawn[1][index, :2]) for index in indices]
 
@@ -313,6 +356,8 @@ def train_model():
     with strategy.scope():
         train.seed_everything(FLAGS.seed)
         model = SpexPlus(**model_settings(source, data.classes, own_classes=bool(FLAGS.load)))
+        if FLAGS.filterbank == "fourier":
+            model.start_as_fourier()
         optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate, l2=FLAGS.l2)
         objective = make_objective(model, data.whole)
     if data.classes > model.settings["classes"]:

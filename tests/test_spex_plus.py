@@ -97,6 +97,21 @@ def test_channel_softmax_does_not_depend_on_the_rest_of_the_batch():
     np.testing.assert_allclose(both[:1], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("branch, highest_hz", [("short", 4000), ("middle", 2000), ("long", 1000)])
+def test_fourier_start_gives_the_lower_bins_of_the_mixture_back(branch, highest_hz):
+    """64 filters of windows of 32, 64 and 128 samples hold 32, 16 and 8 of their bins and a bit."""
+    model = make_model(**dict(filters=64, windows=(32, 64, 128)))
+    model.start_as_fourier()
+    i = BRANCHES.index(branch)
+    time = np.arange(2000) / RATE
+    for frequency, passes in ((0.4 * highest_hz, True), (1.6 * highest_hz, False)):
+        if frequency < RATE / 2:
+            tone = np.sin(2 * np.pi * frequency * time).astype(np.float32)
+            found = model._decode(model.encode(tone[None])[..., 64 * i : 64 * (i + 1)], i)[0, : len(tone)].numpy()
+            error = np.abs(found - (tone if passes else 0))[200:1800].max()
+            assert error < (1e-4 if branch == "short" else 0.05)
+
+
 def test_extractor_with_a_kept_embedding_gives_what_the_whole_model_gives():
     model = make_model()
     mixture, enrolment = talk(0, 1, 2001), talk(1, 2, 2500)
@@ -292,6 +307,28 @@ def test_extraction_of_a_set(folder):
             np.testing.assert_array_equal(row, soundfile.read(paths[kind], dtype="float32")[0])
     table = (folder / "exp/spex_plus/output_tt/scores/table.txt").read_text()
     assert "extracted" in table and "SI-SDRi" in table
+
+
+def test_training_on_both_talkers_of_dynamic_mixtures(folder):
+    """With windows of one's own, which extraction then takes from the checkpoint."""
+    for talker in range(3):
+        for i in range(2):
+            write_pcm16(folder / f"talkers/t{talker}/{i}.wav", talk(talker, 50 + i, 4000), RATE)
+    own = FLAGS | dict(time_stamp="both", windows_ms="4,8,16", filterbank="fourier", save_steps=0)
+    both = dict(corpus_folder="talkers", epoch_mixtures=4, snr_db="-5,5")
+    speech.succeed(folder, "nn/spex_plus.py", "--dynamic_mixing", "--both_talkers", **own | both)
+    assert checkpoint.read_config(str(prefix(folder, "both", 3)))["model"]["windows"] == [32, 64, 128]
+    one = dict(is_deploy=1, resume_model=prefix(folder, "both", 3), mixture=triplet_paths("triplets/tt", "0_1_000000")["mixture"],
+               enrolment="talkers/t0/0.wav", output="out/one.wav", variant="authors", corpus_flags=False)  # fmt: skip
+    speech.succeed(folder, "nn/spex_plus.py", **one)
+    line = speech.refuse(folder, "nn/spex_plus.py", windows_ms="2,8,16", **one)
+    assert "trained with windows of 32, 64, 128 samples" in line
+    line = speech.refuse(folder, "nn/spex_plus.py", windows_ms="8,4,16", **one)
+    assert "--windows_ms 8,4,16: give three ascending numbers" in line
+    odd = own | both | dict(batch_size=3, time_stamp="odd")
+    assert "--batch_size 3 should be even" in speech.refuse(
+        folder, "nn/spex_plus.py", "--dynamic_mixing", "--both_talkers", **odd
+    )
 
 
 def test_extraction_from_a_recording_of_another_rate(folder):
