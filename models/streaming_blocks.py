@@ -148,8 +148,8 @@ class StreamingConvBlock:
     """Causal point-wise, dilated depthwise and point-wise convolution, with PReLU and norm, around a skip.
 
     Call: (history, x [frames, channels], norm, shift) -> (history, the same). `history` are inputs of the depthwise
-    convolution; `norm` standardises, its scale and offset being part of the convolutions here; `shift` [units] takes the
-    place of the bias of the first convolution if it is given, as where a condition adds to it.
+    convolution; `norm` standardises, its scale and offset being part of the convolutions here; `shift` [units], if it
+    is given, takes the place of the bias of the first convolution, as where a condition adds to it.
 
     Args:
         expand, reduce: point-wise convolutions; of a kernel with more inputs than x has channels the rest is left out.

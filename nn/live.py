@@ -1,14 +1,18 @@
 """Separates a recording while it is made, with a trained causal system: a microphone, a pipe or a file.
 
+Deep CASA gives all talkers, SpEx+ the one whom --enrolment shows.
+
     arecord -f S16_LE -r 8000 -t raw | python nn/live.py --resume_model exp/deep_casa/models --output_dir out
     python nn/live.py --resume_model exp/deep_casa/models --input microphone
     python nn/live.py --resume_model exp/deep_casa/models --input in.wav --stdout raw | aplay -f FLOAT_LE -c 2 -r 8000
+    python nn/live.py --resume_model exp/spex_plus/models --enrolment VOICE.wav --input microphone
 
 Writes out/live_s1.wav, _s2.wav, ... (named after a file) as the talkers come out; Ctrl-C ends the recording, and what
 came in is separated and kept. What is printed goes to stderr.
 """
 
 import contextlib
+import glob
 import os
 import queue
 import signal
@@ -21,7 +25,11 @@ from absl import flags
 
 from feat.audio import read_blocks, resample_blocks, wav_info
 from feat.files import UserError, atomic_path, make_writable_directory, run_script
-from nn.separate import DeepCasa, find_checkpoints, separate_stream
+from models.spex_plus import SpexPlus
+from models.streaming_tasnet import StreamingExtractor
+from nn import checkpoint
+from nn.separate import DeepCasa, compile_step, find_checkpoints, separate_stream
+from nn.spex_plus import Extractor, stored_settings
 
 FLAGS = flags.FLAGS
 
@@ -82,6 +90,102 @@ def open_input(name, sample_rate, seconds):
     return stem, rate, raw_blocks(stream, *FORMATS[FLAGS.format], FLAGS.input_channels, max(1, round(seconds * rate)))
 
 
+# Systems ------------------------------------------------------------------------------------------
+
+
+class AllTalkers:
+    """Deep CASA.
+
+    Attributes:
+        sample_rate: Hz.
+        stream: models.streaming_blocks.WaveformStream.
+        window: what its latency comes from.
+    """
+
+    window = "window"
+
+    def __init__(self, given):
+        system = DeepCasa(find_checkpoints(given))
+        self.sample_rate, self.stream = system.sample_rate, system.stream()
+
+    def outputs(self, stream, blocks):
+        """Yields [talkers, some samples] of blocks [samples]; `stream` is that of the system, or stands for it."""
+        return separate_stream(stream, blocks)
+
+
+class TargetTalker:
+    """SpEx+, told by the mean embedding of enrolments whom to extract."""
+
+    window = "long window"
+
+    def __init__(self, source, enrolments):
+        settings, config = stored_settings(source)
+        model = SpexPlus(**settings | {"parity": False})
+        if not settings.get("causal") or settings.get("norm", "global") == "global":
+            raise UserError(
+                f"{source}: not causal, it looks at what is still to come; train with --causal --norm cumulative, or"
+                " extract from whole recordings with nn/spex_plus.py"
+            )
+        checkpoint.load_for_inference(source, "spex_plus", model)
+        self.sample_rate = config["sample_rate"]
+        embedding = Extractor(model).embed_files(enrolments, self.sample_rate)
+        self.stream = StreamingExtractor(model, embedding, compile_step)
+
+    def outputs(self, stream, blocks):
+        """As those of AllTalkers; as loud as the talker is in the mixture so far."""
+        level, waiting = RunningLevel(), np.zeros(0, np.float32)
+        for block in blocks:
+            waiting = np.concatenate([waiting, block])
+            (talker,) = stream.step(block)
+            yield level(talker, waiting[: len(talker)])[None]
+            waiting = waiting[len(talker) :]
+        (talker,) = stream.flush()
+        yield level(talker, waiting)[None]
+
+
+class RunningLevel:
+    """Scales an estimate to the share that it has in the mixture, by least squares over all samples up to each."""
+
+    def __init__(self):
+        self.shared = self.energy = 0.0
+
+    def __call__(self, estimate, mixture):
+        """The next samples of both, [samples] -> [samples]."""
+        shared = self.shared + np.cumsum(np.multiply(mixture, estimate, dtype=np.float64))
+        energy = self.energy + np.cumsum(np.square(estimate, dtype=np.float64))
+        if len(estimate):
+            self.shared, self.energy = shared[-1], energy[-1]
+        return (shared / np.maximum(energy, 1e-12) * estimate).astype(np.float32)
+
+
+def open_system():
+    """The system that the flags name."""
+    found = {prefix: checkpoint.open_reader(prefix).system for prefix in prefixes_of(FLAGS.resume_model)}
+    extracting = [prefix for prefix, system in found.items() if system == "spex_plus"]
+    if not extracting:
+        if FLAGS.enrolment:
+            raise UserError(f"--enrolment: {next(iter(found))} gives all talkers and takes none; leave it out")
+        return AllTalkers(FLAGS.resume_model)
+    if len(found) > 1:
+        raise UserError(f"{' and '.join(found)} do not go together; name the one to take: --resume_model PREFIX")
+    if not FLAGS.enrolment:
+        raise UserError(f"{extracting[0]}: extracts one talker; show whom: --enrolment VOICE.wav")
+    return TargetTalker(extracting[0], FLAGS.enrolment)
+
+
+def prefixes_of(given):
+    """Checkpoints of prefixes and of folders, below which every `best` is looked at."""
+    prefixes = []
+    for path in given:
+        below = [path]
+        if os.path.isdir(path):
+            below = sorted(glob.glob(os.path.join(glob.escape(path), "**", "best"), recursive=True))
+            if not below:
+                raise UserError(f"{path}: no checkpoint marked best below it; give the prefix of one")
+        prefixes += below
+    return prefixes
+
+
 # Where talkers go ---------------------------------------------------------------------------------
 
 
@@ -122,7 +226,7 @@ class Stopwatch:
     """A stream, and the seconds that its steps take."""
 
     def __init__(self, stream):
-        self.stream, self.fft_size, self.flush = stream, stream.fft_size, stream.flush
+        self.stream, self.flush, self.latency = stream, stream.flush, stream.latency
         self.spent = self.worst = 0.0
         self.samples = 0
 
@@ -166,23 +270,23 @@ class Ending:
 
 def main(_):
     if not FLAGS.resume_model:
-        raise UserError("--resume_model is missing: the prefix of each stage's checkpoint, or the folder of both")
+        raise UserError("--resume_model is missing: the checkpoint of SpEx+, or of each stage of Deep CASA, or a folder")
     if FLAGS.stdout == "none" and not FLAGS.output_dir:
         raise UserError("nowhere to write: give --output_dir FOLDER or --stdout raw")
-    system = DeepCasa(find_checkpoints(FLAGS.resume_model))
-    stream = system.stream()
+    system = open_system()
+    stream = system.stream
     seconds, to_hz = FLAGS.block_seconds, system.sample_rate
     name, rate, blocks = open_input(FLAGS.input, to_hz, seconds)
     # Compiled before the first sample comes: the first frame goes alone, the rest together.
-    stream.step(np.zeros(system.fft_size + max(system.hop_size, round(seconds * to_hz)), np.float32))
+    stream.step(np.zeros(stream.latency + max(stream.hop_size, round(seconds * to_hz)), np.float32))
     stream.reset()
     paths = []
     if FLAGS.output_dir:
         make_writable_directory(FLAGS.output_dir)
-        paths = [os.path.join(FLAGS.output_dir, f"{name}_s{i + 1}.wav") for i in range(system.talkers)]
-    window_ms, block_ms = 1e3 * system.fft_size / to_hz, 1e3 * seconds
+        paths = [os.path.join(FLAGS.output_dir, f"{name}_s{i + 1}.wav") for i in range(stream.signals)]
+    window_ms, block_ms = 1e3 * stream.latency / to_hz, 1e3 * seconds
     print(
-        f"latency {window_ms + block_ms:.1f} ms: window {window_ms:.1f} ms ({system.fft_size} samples), block"
+        f"latency {window_ms + block_ms:.1f} ms: {system.window} {window_ms:.1f} ms ({stream.latency} samples), block"
         f" {block_ms:.1f} ms"
         + (f"; more for resampling from {rate} to {to_hz} Hz, up to the block and 20 ms" if rate != to_hz else ""),
         file=sys.stderr,
@@ -192,7 +296,7 @@ def main(_):
     blocks = resample_blocks(ending.until(blocks), rate, to_hz, seconds)
     with contextlib.ExitStack() as stack:
         outputs = Outputs(stack, paths, to_hz, FLAGS.subtype, FLAGS.stdout == "raw")
-        for talkers in separate_stream(watch, blocks):
+        for talkers in system.outputs(watch, blocks):
             if not outputs.write(talkers):
                 ending.asked = True  # nobody reads any more
     heard = watch.samples / to_hz
@@ -204,7 +308,8 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("resume_model", [], "checkpoint of a stage (give it for each), or a folder with all")
+    flags.DEFINE_multi_string("resume_model", [], "checkpoint; of Deep CASA one of each stage, or a folder with both")
+    flags.DEFINE_multi_string("enrolment", [], "of SpEx+: recording of the wanted talker; repeat to average several")
     flags.DEFINE_string("input", "-", "-: raw samples from stdin; microphone; a recording; or a file of raw samples, .raw")
     flags.DEFINE_string("output_dir", "separated", "folder of the talkers' wavs; empty: none")
     flags.DEFINE_enum("stdout", "none", ["none", "raw"], "raw: float32 little-endian to stdout, talkers interleaved")

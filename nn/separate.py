@@ -145,7 +145,7 @@ def separate_stream(stream, blocks):
         ready, waiting = np.split(waiting, [talkers.shape[1]])
         yield add_up(talkers, ready)
     # Silence behind the recording, so that all of it lies in whole windows.
-    last = stream.step(np.zeros(stream.fft_size, np.float32)), stream.flush()
+    last = stream.step(np.zeros(stream.latency, np.float32)), stream.flush()
     yield add_up(np.concatenate(last, axis=1)[:, : len(waiting)], waiting)
 
 

@@ -1,11 +1,18 @@
 """SpEx+ block by block: equal to the whole file, with no more of the future than its longest window."""
 
+import os
+
+import keras
 import numpy as np
 import pytest
+import soundfile
+import speech
 from test_streaming import assert_close, in_blocks, random_sizes, recording
 
+from feat.audio import read_resampled
 from models.spex_plus import VARIANTS, SpexPlus
 from models.streaming_tasnet import StreamingExtractor
+from nn import checkpoint
 from nn.separate import compile_step
 
 SIZES = dict(filters=8, bottleneck=6, units=10, embedding_dim=5, speaker_units=7, dilations=3, repeats=2, classes=3)
@@ -15,6 +22,7 @@ HOP = 10
 
 def make_model(variant="authors", **settings):
     """A small model with weights of both signs, statistics of the norms included."""
+    keras.utils.set_random_seed(0)
     random = np.random.default_rng(0)
     model = SpexPlus(**VARIANTS[variant] | SIZES | dict(windows=WINDOWS, causal=True, norm="cumulative") | settings)
     for weight in model.weights:
@@ -60,7 +68,8 @@ def test_short_mixtures(samples):
     model = make_model()
     mixture = recording(samples)
     expected = whole_file(model, np.pad(mixture, (0, max(0, WINDOWS[0] - samples))))[:, :samples]
-    assert_close(np.concatenate(in_blocks(StreamingExtractor(model, embedding()), mixture, [samples]), axis=1), expected)
+    stream = StreamingExtractor(model, embedding())
+    assert_close(np.concatenate(in_blocks(stream, mixture, [samples]), axis=1), expected)
 
 
 def test_nothing_of_the_future_leaks():
@@ -101,3 +110,55 @@ def test_a_long_recording_loses_nothing():
     samples = 0.01 + recording(60_000, 2)
     outputs = np.concatenate(in_blocks(StreamingExtractor(model, embedding(), compile_step), samples, [60_000]), axis=1)
     assert_close(outputs, whole_file(model, samples))
+
+
+# nn/live.py ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A causal checkpoint, one that is not, a mixture and two enrolments."""
+    folder = tmp_path_factory.mktemp("live_extraction")
+    for run, settings in (("causal", {}), ("whole", dict(causal=False, norm="global"))):
+        model, prefix = make_model(**settings), str(folder / run / "x_model.ckpt_step_1")
+        checkpoint.save(prefix, model, keras.optimizers.SGD(), {})
+        checkpoint.write_config(os.path.dirname(prefix), "spex_plus", model, sample_rate=speech.RATE)
+        checkpoint.mark_best(prefix)
+    for name, talker, rate in (("mixture", 0, speech.RATE), ("voice", 1, 2 * speech.RATE), ("voice_2", 1, speech.RATE)):
+        soundfile.write(folder / f"{name}.wav", speech.voice(talker, 1, 1.0, rate), rate, subtype="FLOAT")
+    return folder
+
+
+def live(folder, runner=speech.succeed, enrolments=("voice.wav", "voice_2.wav"), **named):
+    flags = [f"--enrolment={path}" for path in enrolments]
+    named = dict(resume_model="causal", input="mixture.wav", output_dir="live", subtype="FLOAT") | named
+    return runner(folder, "nn/live.py", *flags, corpus_flags=False, **named)
+
+
+def test_live_extracts_whom_the_enrolment_shows(folder):
+    """Whatever the block, the whole mixture's estimate at the level of what was heard so far."""
+    model = make_model()
+    enrolments = [read_resampled(folder / name, speech.RATE) for name in ("voice.wav", "voice_2.wav")]
+    voice = np.mean([model.embed(x[None])[0] for x in enrolments], axis=0)
+    mixture = soundfile.read(folder / "mixture.wav")[0]
+    estimate = model.extract(mixture[None].astype("float32"), voice[None])["short"][0].numpy().astype(float)
+    shared, energy = np.cumsum(mixture * estimate), np.cumsum(estimate**2)
+    said = live(folder, speech.run).stderr
+    assert "latency 84.0 ms: long window 20.0 ms (160 samples), block 64.0 ms" in said
+    assert "1.0 s, real-time factor" in said and "worst block" in said
+    found, rate = soundfile.read(folder / "live/mixture_s1.wav")
+    assert rate == speech.RATE
+    assert_close(found, shared / np.maximum(energy, 1e-12) * estimate)
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (dict(enrolments=()), "show whom: --enrolment VOICE.wav"),
+        (dict(resume_model="whole"), "train with --causal --norm cumulative"),
+        (dict(enrolments=["none.wav"]), "none.wav: no such file"),
+        (dict(resume_model="."), "do not go together"),
+    ],
+)
+def test_live_refuses(folder, named, said):
+    assert said in live(folder, speech.refuse, **named)
