@@ -20,7 +20,7 @@ from keras import ops
 
 from feat import dataset, triplet_dataset
 from feat.audio import read_resampled, resample, wav_info, write_pcm16
-from feat.files import UserError, make_writable_directory, run_script
+from feat.files import UserError, brief, make_writable_directory, run_script
 from feat.librispeech_mix import find_speakers
 from feat.parallel import progress
 from feat.triplets import read_durations, read_speakers, read_triplets, require_labels, speakers_of
@@ -30,6 +30,7 @@ from models.spex_plus import BRANCHES, MASKS, SAMPLE_RATES, VARIANTS, SpexPlus, 
 from nn import checkpoint, devices, evaluate, metrics, summaries, train
 from nn.deep_casa import OutputFolder, checkpoint_to_use
 from nn.optimizers import make_optimizer
+from nn.reference_config import read_reference_config
 
 FLAGS = flags.FLAGS
 
@@ -110,6 +111,9 @@ def define_flags():
     """Flags of the script; those whose default depends on --variant are in PRESETS."""
     train.define_training_flags(learning_rate=1e-3, lr_decay=0.5)
     flags.DEFINE_enum("variant", "seed", list(VARIANTS), "ir4kgl/ss_dla at 16 kHz, or gemengtju/SpEx_Plus at 8 kHz")
+    flags.DEFINE_string(
+        "config", "", "config.json of ir4kgl/ss_dla or conf.py of gemengtju/SpEx_Plus: defaults of the other flags"
+    )
     flags.DEFINE_string("exp_name", "spex_plus", "name of the experiment: exp/<exp_name>")
     flags.DEFINE_string("data_folder", "triplets", "holds the sets tr/, cv/ and tt/, see feat/triplets.py")
     flags.DEFINE_integer("sample_rate", None, "Hz; files of other rates are resampled; default of the variant")
@@ -156,10 +160,25 @@ def define_flags():
 
 
 def apply_variant():
-    """Gives flags that were not given the variant's values."""
-    for name, value in (PRESETS[FLAGS.variant] | {"sample_rate": SAMPLE_RATES[FLAGS.variant]}).items():
-        if not FLAGS[name].present:
-            FLAGS[name].value = value
+    """Gives flags that were not given the values of --config, or else the variant's.
+
+    Raises:
+        UserError: --config is of no use.
+    """
+    configured = {}
+    if FLAGS.config:
+        configured, left = read_reference_config(FLAGS.config)
+        if left:
+            print(f"{FLAGS.config}: not taken over: {', '.join(left)}")
+    if not FLAGS["variant"].present:
+        FLAGS.variant = configured.get("variant", FLAGS.variant)
+    for name, value in (PRESETS[FLAGS.variant] | {"sample_rate": SAMPLE_RATES[FLAGS.variant]} | configured).items():
+        flag = FLAGS[name]
+        if not flag.present:
+            try:
+                flag.value = flag.parser.parse(str(value))
+            except ValueError as error:
+                raise UserError(f"{FLAGS.config}: {value!r} for --{name}: {brief(error)}") from error
 
 
 def stored_settings(source):

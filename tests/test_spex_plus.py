@@ -18,6 +18,7 @@ from models.conv_tasnet import prelu
 from models.spex_plus import BRANCHES, VARIANTS, SpexPlus
 from nn import checkpoint
 from nn.optimizers import make_optimizer
+from nn.reference_config import read_reference_config
 from nn.spex_plus import Extractor, TargetExtraction, match_level
 from nn.step import TrainStep
 
@@ -244,6 +245,18 @@ FLAGS = dict(
     batch_size=2, segment_seconds=0.4, lr_schedule="onecycle", epoch=1, save_steps=1, pictures=1, num_workers=1,
     metrics="si_sdr", corpus_flags=False,
 )  # fmt: skip
+CONF = """
+import os
+fs = 8000
+chunk_len = 0.4  # (s)
+chunk_size = chunk_len * fs
+nnet_conf = {"L": 20, "N": 4 + 4, "X": 1, "R": 1, "B": 6, "H": 9, "P": 3, "norm": "gLN", "non_linear": "relu"}
+train_dir = "triplets/tr/"
+train_data = {"mix_scp": train_dir + "mix.scp", "sample_rate": fs}
+adam_kwargs = {"lr": 1e-3, "weight_decay": 1e-5}
+trainer_conf = {"optimizer": "adam", "optimizer_kwargs": adam_kwargs, "patience": 2, "restarts": 7}
+os.remove("conf.py")
+"""
 LAST = 5  # the step that would come after the last
 
 
@@ -259,7 +272,10 @@ def folder(tmp_path_factory):
             write_pcm16(paths["mixture"], signals[0] + signals[1], RATE)
             write_pcm16(paths["target"], signals[0], RATE)
             write_pcm16(paths["enrolment"], signals[2], RATE)
-    speech.succeed(folder, "nn/spex_plus.py", time_stamp="whole", **FLAGS)
+    (folder / "conf.py").write_text(CONF)
+    given = {name: value for name, value in FLAGS.items() if name not in ("variant", "n_filters", "n_bottle", "n_blocks")}
+    printed = speech.succeed(folder, "nn/spex_plus.py", time_stamp="whole", config="conf.py", **given)
+    assert "conf.py: not taken over: train_dir, train_data.mix_scp, trainer_conf.restarts" in printed
     return folder
 
 
@@ -310,3 +326,52 @@ def test_extraction_from_a_recording_of_another_rate(folder):
     )
     samples, rate = soundfile.read(folder / "out/talker.wav")
     assert (len(samples), rate) == (11025, 11025) and np.isfinite(samples).all()
+
+
+CONFIG = """{
+  "preprocessing": {"sr": 16000}, "arch": {"type": "SpexPlus", "args": {"num_classes": 500, "embed_dim": 12, "B": 3}},
+  "data": {"train": {"batch_size": 5, "datasets": [{"args": {"part": "train_data"}}]}},
+  "optimizer": {"type": "Adam", "args": {"lr": 1e-3}}, "loss": {"type": "MultiLoss", "args": {}},
+  "lr_scheduler": {"type": "OneCycleLR", "args": {"epochs": 21, "max_lr": 2e-3, "pct_start": 0.2}},
+  "trainer": {"epochs": 21, "grad_norm_clip": 5, "verbosity": 2}
+}"""
+
+
+def test_config_of_the_authors(folder):
+    """It was read, not run, and what the command line said won."""
+    stored = checkpoint.read_config(str(prefix(folder, "whole", LAST)))
+    assert stored["variant"] == "authors" and stored["sample_rate"] == RATE and stored["ratio"] == "si_snr"
+    assert {name: stored["model"][name] for name in ("filters", "bottleneck", "units")} == dict(
+        filters=8, bottleneck=6, units=10
+    )
+    assert (folder / "conf.py").exists()
+
+
+def test_config_of_the_seed(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(CONFIG)
+    values, left = read_reference_config(str(path))
+    sizes = dict(classes=500, n_filters=12, embedding_dim=12, n_blocks=3)
+    training = dict(batch_size=5, optimizer="adam", lr_schedule="onecycle", learning_rate=2e-3, epoch=21, clip_norm=5)
+    assert values == dict(variant="seed", sample_rate=16000) | sizes | training
+    assert left == ["data.train.datasets", "trainer.verbosity"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("config.json", CONFIG.replace('"B": 3', '"L": 41'), "windows are of 2.5, 10 and 20 ms"),
+        ("config.json", CONFIG.replace("SpexPlus", "BaselineModel"), "'SpexPlus' is needed"),
+        ("config.json", CONFIG.replace("MultiLoss", "CELossWrapper"), "only MultiLoss, SISPDRLossWrapper"),
+        ("config.json", CONFIG[:-3], "not understood"),
+        ("conf.py", CONF.replace('"gLN"', "print()"), "not understood"),
+        ("conf.py", CONF.replace('"X": 1', '"X": "a"'), "a number is needed"),
+        ("none.py", None, "no such file"),
+    ],
+)
+def test_config_that_is_of_no_use(tmp_path, name, text, said):
+    path = tmp_path / name
+    if text:
+        path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_reference_config(str(path))
