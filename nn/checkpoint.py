@@ -142,6 +142,19 @@ def require(prefix):
         )
 
 
+def find_best(given):
+    """Checkpoints of prefixes and of folders, below which every `best` is looked at. Raises UserError if there is none."""
+    prefixes = []
+    for path in map(os.fspath, given):
+        below = [path]
+        if os.path.isdir(path):
+            below = sorted(glob.glob(os.path.join(glob.escape(path), "**", "best"), recursive=True))
+            if not below:
+                raise UserError(f"{path}: no checkpoint marked best below it; give the prefix of one")
+        prefixes += below
+    return prefixes
+
+
 class Reader:
     """The arrays of a checkpoint by name.
 

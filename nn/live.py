@@ -12,7 +12,6 @@ came in is separated and kept. What is printed goes to stderr.
 """
 
 import contextlib
-import glob
 import os
 import queue
 import signal
@@ -160,7 +159,7 @@ class RunningLevel:
 
 def open_system():
     """The system that the flags name."""
-    found = {prefix: checkpoint.open_reader(prefix).system for prefix in prefixes_of(FLAGS.resume_model)}
+    found = {prefix: checkpoint.open_reader(prefix).system for prefix in checkpoint.find_best(FLAGS.resume_model)}
     extracting = [prefix for prefix, system in found.items() if system == "spex_plus"]
     if not extracting:
         if FLAGS.enrolment:
@@ -171,19 +170,6 @@ def open_system():
     if not FLAGS.enrolment:
         raise UserError(f"{extracting[0]}: extracts one talker; show whom: --enrolment VOICE.wav")
     return TargetTalker(extracting[0], FLAGS.enrolment)
-
-
-def prefixes_of(given):
-    """Checkpoints of prefixes and of folders, below which every `best` is looked at."""
-    prefixes = []
-    for path in given:
-        below = [path]
-        if os.path.isdir(path):
-            below = sorted(glob.glob(os.path.join(glob.escape(path), "**", "best"), recursive=True))
-            if not below:
-                raise UserError(f"{path}: no checkpoint marked best below it; give the prefix of one")
-        prefixes += below
-    return prefixes
 
 
 # Where talkers go ---------------------------------------------------------------------------------

@@ -291,18 +291,10 @@ def find_checkpoints(given):
     Raises:
         UserError: there is none, or there are several of one system.
     """
-    prefixes = []
-    for path in map(os.fspath, given):
-        if os.path.isdir(path):
-            found = glob.glob(os.path.join(glob.escape(path), "**", "best"), recursive=True)
-            if not found:
-                raise UserError(f"{path}: no checkpoint marked best below it; give the prefix of one")
-            prefixes += sorted(found)
-        else:
-            checkpoint.require(path)
-            prefixes.append(path)
+    prefixes = checkpoint.find_best(given)
     systems = {}
     for prefix in prefixes:
+        checkpoint.require(prefix)
         system = checkpoint.Reader(prefix).system
         if system not in DeepCasa.SYSTEMS:
             raise UserError(f"{prefix}: holds {system}, which cannot separate; give one of {', '.join(DeepCasa.SYSTEMS)}")
