@@ -164,7 +164,7 @@ def separate_recording(separator, path, folder, show):
     name = os.path.splitext(os.path.basename(path))[0]
     begin = time.perf_counter()
     outputs = output_paths(folder, name, separator.talkers, [None])
-    factor = separate_file(separator, path, outputs, show=show)
+    factor, confidences = separate_file(separator, path, outputs, show=show)
     took = time.perf_counter() - begin
     mixture = os.path.join(folder, name + "_mixture.wav")
     write_mixture(path, mixture)

@@ -34,7 +34,7 @@ from feat.files import UserError, brief, make_writable_directory, run_script, wr
 from models.conv import portable_graphs
 from models.waveform_separator import DeepCasaSeparator, OneRecording
 from nn import checkpoint
-from nn.separate import DeepCasa, find_checkpoints
+from nn.systems import DeepCasa, find_checkpoints
 
 FLAGS = flags.FLAGS
 
@@ -70,6 +70,15 @@ def load_deep_casa(checkpoints):
 # How the checkpoints of a system, told by its first stage, become a Trained. One that takes waveforms already is both
 # its `separator` and its `portable`.
 SYSTEMS = {"dense_unet": load_deep_casa}
+
+
+def load_trained(checkpoints):
+    """Trained of {system: prefix}. Raises UserError for what cannot be exported."""
+    for system, load in SYSTEMS.items():
+        if system in checkpoints:
+            return load(checkpoints)
+    system, prefix = next(iter(checkpoints.items()))
+    raise UserError(f"{prefix}: holds {system}, which alone cannot be exported; give one of {', '.join(SYSTEMS)}")
 
 
 # Formats ------------------------------------------------------------------------------------------
@@ -271,7 +280,7 @@ def main(_):
         raise UserError("--resume_model is missing: the prefix of each stage's checkpoint, or the folder of both")
     formats = choose_formats(FLAGS.formats)
     checkpoints = find_checkpoints(FLAGS.resume_model)
-    trained = next(SYSTEMS[system] for system in checkpoints if system in SYSTEMS)(checkpoints)
+    trained = load_trained(checkpoints)
     output = FLAGS.output_dir
     made = not os.path.exists(output)
     make_writable_directory(output)

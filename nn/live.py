@@ -21,7 +21,7 @@ from absl import flags
 
 from feat.audio import read_blocks, resample_blocks, wav_info
 from feat.files import UserError, atomic_path, make_writable_directory, run_script
-from nn.separate import DeepCasa, find_checkpoints, separate_stream
+from nn.systems import find_checkpoints, make_system, separate_stream
 
 FLAGS = flags.FLAGS
 
@@ -169,7 +169,7 @@ def main(_):
         raise UserError("--resume_model is missing: the prefix of each stage's checkpoint, or the folder of both")
     if FLAGS.stdout == "none" and not FLAGS.output_dir:
         raise UserError("nowhere to write: give --output_dir FOLDER or --stdout raw")
-    system = DeepCasa(find_checkpoints(FLAGS.resume_model))
+    system = make_system(find_checkpoints(FLAGS.resume_model))
     stream = system.stream()
     seconds, to_hz = FLAGS.block_seconds, system.sample_rate
     name, rate, blocks = open_input(FLAGS.input, to_hz, seconds)

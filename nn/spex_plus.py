@@ -14,12 +14,11 @@ import os
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import flags
 from keras import ops
 
 from feat import dataset, triplet_dataset
-from feat.audio import read_resampled, resample, wav_info, write_pcm16
+from feat.audio import read_resampled, wav_info
 from feat.files import UserError, make_writable_directory, run_script
 from feat.librispeech_mix import find_speakers
 from feat.parallel import progress
@@ -29,7 +28,9 @@ from models.conv_tasnet import NORMS
 from models.spex_plus import BRANCHES, MASKS, SAMPLE_RATES, VARIANTS, SpexPlus, zero_behind
 from nn import checkpoint, devices, evaluate, metrics, summaries, train
 from nn.deep_casa import OutputFolder, checkpoint_to_use
+from nn.extraction import LEVELS, Extractor, stored_settings
 from nn.optimizers import make_optimizer
+from nn.separate import Separator, separate_file
 
 FLAGS = flags.FLAGS
 
@@ -54,7 +55,6 @@ SIZE_FLAGS = dict(
     causal="causal",
     mask="mask",
 )
-LEVELS = ("projection", "peak", "none")
 
 
 class TargetExtraction:
@@ -160,17 +160,6 @@ def apply_variant():
     for name, value in (PRESETS[FLAGS.variant] | {"sample_rate": SAMPLE_RATES[FLAGS.variant]}).items():
         if not FLAGS[name].present:
             FLAGS[name].value = value
-
-
-def stored_settings(source):
-    """(constructor arguments, config) of a checkpoint: those of config.json, or what a PyTorch file tells."""
-    config = checkpoint.read_config(source)
-    if config:
-        return config["model"], config
-    reader = checkpoint.open_reader(source)
-    if not hasattr(reader, "settings"):
-        raise UserError(f"{source}: no config.json beside it; put it back, or give a checkpoint that has one")
-    return reader.settings(), {"variant": reader.variant, "sample_rate": SAMPLE_RATES[reader.variant]}
 
 
 def model_settings(source="", classes=None, own_classes=False):
@@ -354,86 +343,23 @@ def train_model():
 # Inference ----------------------------------------------------------------------------------------
 
 
-class Extractor:
-    """A trained SpEx+, ready for recordings.
-
-    Embeddings are kept by the names of their recordings.
-
-    Args:
-        model: SpexPlus.
-    """
-
-    def __init__(self, model):
-        self.model = model
-        waveforms = tf.TensorSpec([None, None], tf.float32)
-        vectors = tf.TensorSpec([None, None], tf.float32)
-        self._embed = tf.function(lambda x: model.embed(x), input_signature=[waveforms])
-        self._extract = tf.function(lambda x, v: model.extract(x, v)[BRANCHES[0]], input_signature=[waveforms, vectors])
-        self._embeddings = {}
-
-    @classmethod
-    def load(cls, source):
-        """Of a checkpoint, with its moving average of the weights if it has one."""
-        model = SpexPlus(**model_settings(source))
-        checkpoint.load_for_inference(source, "spex_plus", model)
-        return cls(model)
-
-    def embed(self, enrolment):
-        """Waveform [samples] -> embedding [embedding_dim]. One that is too short is repeated."""
-        needed = self.model.shortest_enrolment
-        if len(enrolment) < needed:
-            enrolment = np.tile(enrolment, -(-needed // max(1, len(enrolment))))
-        return self._embed(np.asarray(enrolment, np.float32)[None])[0].numpy()
-
-    def embed_files(self, paths, sample_rate):
-        """Mean embedding of recordings."""
-        for path in paths:
-            if path not in self._embeddings:
-                self._embeddings[path] = self.embed(read_resampled(path, sample_rate))
-        return np.mean([self._embeddings[path] for path in paths], axis=0)
-
-    def __call__(self, mixture, embedding, level="projection"):
-        """The talker of an embedding [embedding_dim] in a waveform [samples]: [samples].
-
-        Args:
-            level: one of LEVELS, see `match_level`.
-        """
-        samples = len(mixture)
-        padded = np.pad(np.asarray(mixture, np.float32), (0, max(0, self.model.windows[0] - samples)))
-        estimate = self._extract(padded[None], embedding[None])[0].numpy()[:samples]
-        return match_level(estimate, mixture, level)
-
-    def batch(self, batch):
-        """The estimate [samples] of a batch of one, as of the validation set."""
-        return self(batch["mixture"][0].numpy(), self.embed(batch["enrolment"][0].numpy()))
-
-
-def match_level(estimate, mixture, level):
-    """Scales an estimate [samples], whose level SI-SDR leaves open.
-
-    Args:
-        level: "projection": to the share that it has in the mixture, by least squares. "peak": to the peak of the
-            mixture, as gemengtju/SpEx_Plus does. "none": not at all.
-    """
-    if level == "peak":
-        scale = np.max(np.abs(mixture), initial=0) / max(np.max(np.abs(estimate), initial=0), 1e-9)
-    elif level == "projection":
-        scale = np.dot(mixture, estimate) / max(np.dot(estimate, estimate), 1e-9)
-    else:
-        scale = 1.0
-    return (scale * estimate).astype(np.float32)
+def load_extractor(source):
+    """Extractor of a checkpoint, with its moving average of the weights if it has one; flags must agree with it."""
+    model = SpexPlus(**model_settings(source))
+    checkpoint.load_for_inference(source, "spex_plus", model)
+    return Extractor(model)
 
 
 def infer():
     """--is_deploy 1"""
     devices.set_precision()
-    if FLAGS.mixture or FLAGS.enrolment or FLAGS.output:
-        extract_recording()
-        return
     source = checkpoint_to_use()
+    if FLAGS.mixture or FLAGS.enrolment or FLAGS.output:
+        extract_recording(source)
+        return
     rate = FLAGS.sample_rate
     triplets = read_set(FLAGS.set)
-    extractor = Extractor.load(source)
+    extractor = load_extractor(source)
     folder = f"exp/{FLAGS.exp_name}/output_{FLAGS.set}/files"
     found = triplet_dataset.triplet_set(triplets, rate, parity=FLAGS.parity)
     output = OutputFolder(folder, found)
@@ -441,33 +367,26 @@ def infer():
     for i, triplet in enumerate(progress(triplets, "extract", unit="mixture")):
         mixture, target = (read_resampled(path, rate)[: found.samples[i]] for path in (triplet.mixture, triplet.target))
         embedding = extractor.embed_files(triplet.enrolments, rate)
-        estimate = extractor(mixture, embedding, FLAGS.level)
-        output.write(triplet.name, np.stack([target, mixture]), estimate[None])
+        output.write(triplet.name, np.stack([target, mixture]), extractor(mixture, embedding, FLAGS.level)[None])
     output.finish(len(triplets))
     evaluation = evaluate.evaluate(
         {"extracted": folder}, talkers=1, sample_rate=rate, metric_names=scored, source="bin",
         num_workers=FLAGS.num_workers,
     )  # fmt: skip
     print(evaluate.write_report(evaluation, f"exp/{FLAGS.exp_name}/output_{FLAGS.set}/scores"), end="")
-    if "si_sdr" in scored:
-        gains = np.array([utterance["extracted"].scores["si_sdri"][0] for utterance in evaluation.utterances])
-        worse = np.sum(gains < 0)
-        share = f"{worse} of {len(gains)} ({100 * worse / len(gains):.1f} %)"
-        print(f"{share} are worse than the mixture: most likely the other talker")
 
 
-def extract_recording():
-    """Extracts one talker from one recording, at whatever rate that has."""
+def extract_recording(source):
+    """Extracts one talker from one recording, as nn/separate.py does."""
     if not (FLAGS.mixture and FLAGS.enrolment and FLAGS.output):
         raise UserError("--mixture, --enrolment and --output belong together; one is missing")
-    extractor = Extractor.load(checkpoint_to_use())
-    rate, own_rate = FLAGS.sample_rate, wav_info(FLAGS.mixture).sample_rate
-    mixture = read_resampled(FLAGS.mixture, rate)
-    estimate = extractor(mixture, extractor.embed_files(FLAGS.enrolment, rate), FLAGS.level)
-    estimate = resample(estimate, rate, own_rate)[: wav_info(FLAGS.mixture).frames]
+    model_settings(source)  # flags that disagree
+    separator = Separator([source], level=FLAGS.level, grouping="kmeans")
+    voice = separator.enrol(FLAGS.enrolment)
     make_writable_directory(os.path.dirname(os.path.abspath(FLAGS.output)))
-    write_pcm16(FLAGS.output, estimate / max(1.0, np.max(np.abs(estimate))), own_rate)
-    print(f"{FLAGS.output}: {len(estimate) / own_rate:.1f} s at {own_rate} Hz")
+    done = separate_file(separator, FLAGS.mixture, {(None, 0): FLAGS.output}, voice=voice)
+    info = wav_info(FLAGS.output)
+    print(f"{FLAGS.output}: {info.seconds:.1f} s at {info.sample_rate} Hz, confidence {done.confidences[0]:.3f}")
 
 
 def main(_):

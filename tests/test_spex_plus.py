@@ -17,8 +17,9 @@ from feat.triplets import part_stem, triplet_paths
 from models.conv_tasnet import prelu
 from models.spex_plus import BRANCHES, VARIANTS, SpexPlus
 from nn import checkpoint
+from nn.extraction import Extractor, match_level
 from nn.optimizers import make_optimizer
-from nn.spex_plus import Extractor, TargetExtraction, match_level
+from nn.spex_plus import TargetExtraction
 from nn.step import TrainStep
 
 RATE = speech.RATE
