@@ -4,16 +4,16 @@ Confidence is how alike the embeddings of what was extracted and of the enrolmen
 talker counts as absent is measured by `nn/spex_plus.py --is_deploy 1 --absent` and kept beside the checkpoint.
 """
 
-import json
 import os
 
 import numpy as np
 import tensorflow as tf
 
 from feat.audio import read_blocks, resample, wav_info
-from feat.files import UserError, write_text
+from feat.files import UserError
 from models.spex_plus import BRANCHES, SAMPLE_RATES, SpexPlus
 from nn import checkpoint
+from nn.presence import read_threshold
 from nn.windows import join
 
 LEVELS = ("projection", "peak", "none")
@@ -157,6 +157,7 @@ class TargetTalker:
         UserError: `reject` without any threshold.
     """
 
+    NAME = "SpEx+"
     CHECKPOINTS = ("spex_plus",)
     OPTIONS = ("level", "reject", "threshold")
     ENROLMENT = True
@@ -239,29 +240,3 @@ class TargetTalker:
         """Raises UserError: nothing goes from block to block yet."""
         raise UserError("SpEx+ extracts from whole recordings, not from block to block; use nn/separate.py without"
                         " --grouping online")
-
-
-# Thresholds ---------------------------------------------------------------------------------------
-
-
-def threshold_path(source):
-    """Where the threshold of a checkpoint is kept."""
-    return checkpoint.resolve(source) + checkpoint.THRESHOLD
-
-
-def read_threshold(source):
-    """{"threshold", "set", ...} as nn/spex_plus.py --absent left it beside a checkpoint, or None."""
-    path = threshold_path(source)
-    try:
-        with open(path, encoding="utf-8") as file:
-            stored = json.load(file)
-        return stored | {"threshold": float(stored["threshold"])}
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: no threshold in it ({error}); delete it and measure it again") from error
-
-
-def write_threshold(source, found):
-    """Keeps {"threshold", "set", ...} beside a checkpoint."""
-    write_text(threshold_path(source), json.dumps(found, indent=1) + "\n")

@@ -100,9 +100,7 @@ class Separator:
                 raise UserError("no enrolment: give a recording of the wanted talker alone, --enrolment VOICE.wav")
             return self.system.enrol(enrolments, sample_rate)
         if given:
-            raise UserError(
-                f"--enrolment: {next(iter(self.checkpoints))} takes all talkers apart and needs none; leave it out"
-            )
+            raise UserError(f"--enrolment: {self.system.NAME} takes all talkers apart and needs none; leave it out")
         return None
 
     def __call__(self, waveform, sample_rate, enrolment=None):
@@ -324,7 +322,7 @@ def options_of_flags(system):
         if name in SYSTEMS[system].OPTIONS:
             options[name] = FLAGS[name].value
         elif FLAGS[name].present:
-            raise UserError(f"--{name}: {system} has no use for it; leave it out")
+            raise UserError(f"--{name}: {SYSTEMS[system].NAME} has no use for it; leave it out")
     return options
 
 

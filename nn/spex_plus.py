@@ -3,6 +3,7 @@
     python nn/spex_plus.py --data_folder triplets --is_deploy 0                   trains on triplets/tr, checks on
                                                                                   triplets/cv; the same command goes on
     python nn/spex_plus.py --data_folder triplets --is_deploy 1                   extracts triplets/tt, and scores it
+    python nn/spex_plus.py --data_folder triplets --is_deploy 1 --absent --set cv  also by voices that are not there
     python nn/spex_plus.py --is_deploy 1 --resume_model CHECKPOINT --mixture MIX.wav --enrolment VOICE.wav \
         [--enrolment VOICE_2.wav] --output TALKER.wav                             extracts from one recording
 
@@ -10,6 +11,7 @@ The sets below --data_folder are of any layout of feat/triplets.py. CHECKPOINT i
 or a PyTorch file of ir4kgl/ss_dla or gemengtju/SpEx_Plus, whose sizes are read from it.
 """
 
+import json
 import os
 
 import keras
@@ -22,11 +24,12 @@ from feat.audio import read_resampled, wav_info
 from feat.files import UserError, make_writable_directory, run_script
 from feat.librispeech_mix import find_speakers
 from feat.parallel import progress
+from feat.talkers import find_genders, read_genders
 from feat.triplets import read_durations, read_speakers, read_triplets, require_labels, speakers_of
 from models import losses
 from models.conv_tasnet import NORMS
 from models.spex_plus import BRANCHES, MASKS, SAMPLE_RATES, VARIANTS, SpexPlus, zero_behind
-from nn import checkpoint, devices, evaluate, metrics, summaries, train
+from nn import checkpoint, devices, evaluate, metrics, presence, summaries, train
 from nn.deep_casa import OutputFolder, checkpoint_to_use
 from nn.extraction import LEVELS, Extractor, stored_settings
 from nn.optimizers import make_optimizer
@@ -150,6 +153,12 @@ def define_flags():
         "projection",
         LEVELS,
         "of what is extracted: as loud as it is in the mixture, with the peak of the mixture, or as it comes",
+    )
+    flags.DEFINE_bool(
+        "absent", False, "extract each mixture of the set by a voice that is not in it too: what --reject is worth"
+    )
+    flags.DEFINE_string(
+        "genders_file", "", "talkers and M or F, for a table of scores; default: that of the set's corpus, if there is one"
     )
     flags.DEFINE_list("metrics", list(evaluate.DEFAULT_METRICS), f"any of {', '.join(metrics.METRICS)}")
     flags.DEFINE_integer("num_workers", 0, "processes that score; 0 for all cores", lower_bound=0)
@@ -359,21 +368,54 @@ def infer():
         return
     rate = FLAGS.sample_rate
     triplets = read_set(FLAGS.set)
+    set_folder = os.path.join(FLAGS.data_folder, FLAGS.set)
+    genders = genders_of_set(set_folder)
+    drawn = presence.draw_absent(triplets, FLAGS.seed) if FLAGS.absent else []
     extractor = load_extractor(source)
-    folder = f"exp/{FLAGS.exp_name}/output_{FLAGS.set}/files"
+    folder = f"exp/{FLAGS.exp_name}/output_{FLAGS.set}"
     found = triplet_dataset.triplet_set(triplets, rate, parity=FLAGS.parity)
-    output = OutputFolder(folder, found)
+    output = OutputFolder(f"{folder}/files", found)
     scored = [metric for metric in FLAGS.metrics if metric != "pesq" or rate in metrics.PESQ_MODES]
+    present, absent = [], []
     for i, triplet in enumerate(progress(triplets, "extract", unit="mixture")):
         mixture, target = (read_resampled(path, rate)[: found.samples[i]] for path in (triplet.mixture, triplet.target))
-        embedding = extractor.embed_files(triplet.enrolments, rate)
-        output.write(triplet.name, np.stack([target, mixture]), extractor(mixture, embedding, FLAGS.level)[None])
+        estimate, confidence = extract(extractor, mixture, triplet)
+        output.write(triplet.name, np.stack([target, mixture]), estimate[None])
+        present.append(confidence)
+        if drawn:
+            absent.append(extract(extractor, mixture, drawn[i])[1])
     output.finish(len(triplets))
     evaluation = evaluate.evaluate(
-        {"extracted": folder}, talkers=1, sample_rate=rate, metric_names=scored, source="bin",
-        num_workers=FLAGS.num_workers,
+        {"extracted": f"{folder}/files"}, talkers=1, sample_rate=rate, metric_names=scored, source="bin",
+        num_workers=FLAGS.num_workers, genders=genders,
     )  # fmt: skip
-    print(evaluate.write_report(evaluation, f"exp/{FLAGS.exp_name}/output_{FLAGS.set}/scores"), end="")
+    print(evaluate.write_report(evaluation, f"{folder}/scores"), end="")
+    means = evaluate.summarize(evaluation)["systems"][-1]["means"]
+    for name in ("si_sdr", "pesq"):
+        if means.get(name) is not None:
+            print(f"mean {evaluate.HEADINGS[name]}:\t {means[name]}")
+    presence.write_confidences(f"{folder}/scores", triplets, present, absent, drawn)
+    if drawn:
+        lines = presence.measure_threshold(source, set_folder, f"{folder}/scores", present, absent)
+        print("\n".join(lines))
+
+
+def extract(extractor, mixture, triplet):
+    """(estimate [samples] of the talker of a triplet's enrolments in a mixture [samples], confidence)."""
+    embedding = extractor.embed_files(triplet.enrolments, FLAGS.sample_rate)
+    estimate = extractor(mixture, embedding, FLAGS.level)
+    return estimate, extractor.confidence(estimate, embedding)
+
+
+def genders_of_set(folder):
+    """{talker: "male" or "female"} by --genders_file, or a table that is found beside the corpus of a set, or None."""
+    path = FLAGS.genders_file
+    settings = os.path.join(folder, "settings.json")
+    if not path and os.path.exists(settings):
+        with open(settings, encoding="utf-8") as file:
+            corpus_folder = json.load(file).get("corpus_folder", "")
+        path = find_genders(corpus_folder) if os.path.isdir(corpus_folder) else ""
+    return read_genders(path) if path else None
 
 
 def extract_recording(source):

@@ -3,6 +3,7 @@
 SYSTEMS says which class takes the checkpoints of which system. Such a class is called with {system: prefix} and the
 options that it lists, and has
 
+    NAME            for messages
     CHECKPOINTS     names of the systems whose checkpoints make one of these
     OPTIONS         names of further arguments; nn/separate.py has flags of these names
     ENROLMENT       whether it extracts the talker of an enrolment, which `separate` is then given
@@ -47,6 +48,7 @@ class DeepCasa:
         seed: of the clustering.
     """
 
+    NAME = "Deep CASA"
     CHECKPOINTS = ("dense_unet", "sequential_grouping")
     OPTIONS = ("seed",)
     ENROLMENT = False
