@@ -212,9 +212,11 @@ def format_table(summary: dict) -> str:
         cells = [_cell(metric, system["means"].get(metric)) for metric in metric_names]
         failures = [f"{HEADINGS[m]} {count}" for m, count in system["failures"].items() if count]
         rows.append([system["label"], *cells, ", ".join(failures) or "-"])
+    one = summary["talkers"] == 1
+    talkers = "with one wanted talker" if one else f"of {summary['talkers']} talkers"
     title = (
-        f"{summary['utterances']} mixtures of {summary['talkers']} talkers, set {summary['set']},"
-        f" {summary['sample_rate']} Hz; means over mixtures and talkers"
+        f"{summary['utterances']} mixtures {talkers}, set {summary['set']}, {summary['sample_rate']} Hz;"
+        f" means over mixtures{'' if one else ' and talkers'}"
     )
     lines = [title, "", *_align(rows)]
     if bound := summary["oracle_bound"]:
@@ -226,7 +228,8 @@ def format_table(summary: dict) -> str:
                 side = "above" if gap_db < 0 else "below"
                 lines.append(f"{system['label']} reaches {reached:.2f} dB, {abs(gap_db):.2f} dB {side} it.")
     lines += _group_lines(summary, [metric for metric in metric_names if metric not in FRAME_ACCURACIES])
-    lines += ["", "Outputs are in the order with the largest sum of SI-SDR. What the numbers mean:"]
+    order = "" if one else "Outputs are in the order with the largest sum of SI-SDR. "
+    lines += ["", order + "What the numbers mean:"]
     meanings = [f"{HEADINGS[metric]}: {text}." for metric, text in summary["definitions"].items()]
     meanings.append("not scored: values that are not defined (silent or unusable signals), not in the means.")
     for meaning in meanings:

@@ -1,7 +1,11 @@
 """Extraction of one talker by a trained SpEx+: of whole signals, of recordings of any length, and whether he is there.
 
-Confidence is how alike the embeddings of what was extracted and of the enrolment are. The threshold below which the
-talker counts as absent is measured by `nn/spex_plus.py --is_deploy 1 --absent` and kept beside the checkpoint.
+Confidence is how alike the embedding of the enrolment is to those of what was extracted and of the mixture. The
+threshold below which the talker counts as absent is measured by `nn/spex_plus.py --is_deploy 1 --absent` and kept
+beside the checkpoint.
+
+The network is used to the levels of its training, and loses much at others. config.json has them ("levels_db"), and
+what is extracted from, and by, is brought there first.
 """
 
 import os
@@ -21,6 +25,7 @@ REJECT = ("no", "file", "window")
 LEAST_ENROLMENT_S = 0.5
 ENROLMENT_PIECE_S = 20.0  # embedded at a time; the embedding is a mean over time
 SOFTEST_ENROLMENT = 1e-4  # peak of what counts as silent
+PIECE_FRAMES = 1000  # read at a time to measure a level
 SILENT_SHARE = 1e-3  # windows whose estimate has less of the energy of the loudest tell nothing
 
 
@@ -68,15 +73,65 @@ def match_level(estimate, mixture, level):
     return (match.factor * estimate).astype(np.float32)
 
 
+def frame_powers(signal, frame):
+    """Mean squares of the whole frames, of so many samples, of a signal [samples]; of all of it if it is shorter."""
+    frames = signal[: len(signal) // frame * frame].reshape(-1, frame) if len(signal) >= frame else signal[None]
+    return np.mean(np.square(frames), axis=1)
+
+
+def loud_frames(powers, below_db=20.0):
+    """Which of the frames with these powers are not so far below the loudest, bool."""
+    return powers >= 10 ** (-below_db / 10) * powers.max()
+
+
+def loud_parts(signal, frame):
+    """The loud frames of a signal [samples], one after the other."""
+    if len(signal) < frame:
+        return signal
+    frames = signal[: len(signal) // frame * frame].reshape(-1, frame)
+    return frames[loud_frames(frame_powers(signal, frame))].ravel()
+
+
+def level_db(powers):
+    """Level of a signal by the powers of its frames: that of the loud ones, whatever pauses there are."""
+    return 10 * np.log10(max(np.mean(powers[loud_frames(powers)]), 1e-20))
+
+
+class TrainingLevels:
+    """The levels of the signals of a training set, for config.json.
+
+    Args:
+        frame: samples.
+    """
+
+    def __init__(self, frame):
+        self.frame = frame
+        self.found = {"mixture": [], "enrolment": []}
+
+    def add(self, batch):
+        """Takes a batch as SpexPlus does."""
+        for name, length in (("mixture", "samples"), ("enrolment", "enrolment_samples")):
+            for signal, samples in zip(batch[name].numpy(), batch[length].numpy()):
+                self.found[name].append(level_db(frame_powers(signal[:samples], self.frame)))
+
+    @property
+    def levels_db(self):
+        """{"mixture": dB, "enrolment": dB}, medians."""
+        return {name: round(float(np.median(found)), 2) for name, found in self.found.items()}
+
+
 class Extractor:
     """A trained SpEx+, for signals at its sample rate that fit into memory.
 
     Args:
         model: SpexPlus.
+        levels_db: {"mixture", "enrolment": dB} of its training, to which signals are brought; None: as they come.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, levels_db=None):
         self.model = model
+        self.frame = model.windows[1]
+        self.levels_db = levels_db or {}
         waveforms = tf.TensorSpec([None, None], tf.float32)
         vectors = tf.TensorSpec([None, None], tf.float32)
         self._embed = tf.function(lambda x: model.embed(x), input_signature=[waveforms])
@@ -115,25 +170,45 @@ class Extractor:
             )
         if np.max(np.abs(samples)) < SOFTEST_ENROLMENT:
             raise UserError(f"{name}: silent, so it shows no voice; record the enrolment again")
+        samples = self.gain("enrolment", frame_powers(samples, self.frame)) * samples
         pieces = np.array_split(samples, -int(-seconds // ENROLMENT_PIECE_S))
         return np.mean([self.embed(piece) for piece in pieces], axis=0)
 
-    def estimate(self, mixture, embedding):
-        """What the network gives for the talker of an embedding [embedding_dim] in a mixture [samples]: [samples]."""
+    def gain(self, kind, powers):
+        """Factor that brings a "mixture" or an "enrolment" with frames of these powers to the level of training."""
+        if kind not in self.levels_db or not np.any(powers):
+            return np.float32(1)
+        return np.float32(10 ** ((self.levels_db[kind] - level_db(powers)) / 20))
+
+    def estimate(self, mixture, embedding, gain=None):
+        """The talker of an embedding [embedding_dim] in a mixture [samples], at whatever level: [samples].
+
+        Args:
+            gain: for the mixture before it goes through the network; None: what brings it to the level of training.
+        """
         samples = len(mixture)
-        padded = np.pad(np.asarray(mixture, np.float32), (0, max(0, self.model.windows[0] - samples)))
-        return self._extract(padded[None], embedding[None])[0].numpy()[:samples]
+        mixture = np.asarray(mixture, np.float32)
+        gain = self.gain("mixture", frame_powers(mixture, self.frame)) if gain is None else gain
+        padded = np.pad(gain * mixture, (0, max(0, self.model.windows[0] - samples)))
+        return self._extract(padded[None], embedding[None])[0].numpy()[:samples] / gain
 
     def __call__(self, mixture, embedding, level="projection"):
         """`estimate`, at one of LEVELS."""
         return match_level(self.estimate(mixture, embedding), mixture, level)
 
-    def confidence(self, estimate, embedding):
-        """How much an estimate [samples] is of the talker of an embedding [embedding_dim], -1 to 1."""
-        if not np.any(estimate):
-            return -1.0
-        theirs = self.embed(estimate)
-        return float(np.dot(theirs, embedding) / max(np.linalg.norm(theirs) * np.linalg.norm(embedding), 1e-9))
+    def confidence(self, mixture, estimate, embedding):
+        """That the talker of an embedding [embedding_dim] is in a mixture [samples], -1 to 1.
+
+        The mean of two cosines: one alone tells less of a soft talker (mixture), or takes what the network makes up
+        for the talker (estimate). Pauses are left out of both.
+        """
+        cosines = []
+        for signal in (mixture, estimate):
+            loud = loud_parts(signal, self.frame)
+            theirs = self.embed(self.gain("enrolment", frame_powers(loud, self.frame)) * loud)
+            lengths = np.linalg.norm(theirs) * np.linalg.norm(embedding)
+            cosines.append(float(np.dot(theirs, embedding) / max(lengths, 1e-9)) if np.any(signal) else -1.0)
+        return sum(cosines) / 2
 
     def batch(self, batch):
         """The estimate [samples] of a batch of one, as of the validation set."""
@@ -169,7 +244,7 @@ class TargetTalker:
         settings, config = stored_settings(source)
         model = SpexPlus(**settings)
         checkpoint.load_for_inference(source, "spex_plus", model)
-        self.extractor = Extractor(model)
+        self.extractor = Extractor(model, config.get("levels_db"))
         self.sample_rate = config["sample_rate"]
         self.hop_size = model.hop
         self.level = level
@@ -211,13 +286,17 @@ class TargetTalker:
         """The talker of an embedding that `enrol` gave; see nn.systems."""
         frames = self.frames(len(samples))
         length = min(frames, windows.length) * self.hop_size
+        pieces = range(0, len(samples), PIECE_FRAMES * self.extractor.frame)
+        powers = [frame_powers(samples[i : i + pieces.step], self.extractor.frame) for i in pieces]
+        gain = self.extractor.gain("mixture", np.concatenate(powers))
         found = []  # (energy, confidence) of every window
 
         def extracted():
             for start in windows.starts(frames):
                 first = start * self.hop_size
-                estimate = self.extractor.estimate(samples[first : first + length], enrolment)
-                found.append((np.dot(estimate, estimate), self.extractor.confidence(estimate, enrolment)))
+                mixture = samples[first : first + length]
+                estimate = self.extractor.estimate(mixture, enrolment, gain)
+                found.append((np.dot(estimate, estimate), self.extractor.confidence(mixture, estimate, enrolment)))
                 heard = self.reject != "window" or found[-1][1] >= self.threshold
                 yield first, heard * estimate[None]
                 if bar is not None:

@@ -31,7 +31,7 @@ from models.conv_tasnet import NORMS
 from models.spex_plus import BRANCHES, MASKS, SAMPLE_RATES, VARIANTS, SpexPlus, zero_behind
 from nn import checkpoint, devices, evaluate, metrics, presence, summaries, train
 from nn.deep_casa import OutputFolder, checkpoint_to_use
-from nn.extraction import LEVELS, Extractor, stored_settings
+from nn.extraction import LEVELS, Extractor, TrainingLevels, stored_settings
 from nn.optimizers import make_optimizer
 from nn.separate import Separator, separate_file
 
@@ -44,6 +44,8 @@ PRESETS = {
     "seed": dict(batch_size=5, epoch=21, segment_seconds=3.0, lr_schedule="onecycle", ratio="si_sdr"),
     "authors": dict(batch_size=20, epoch=100, segment_seconds=4.0, lr_schedule="plateau", ratio="si_snr", l2=1e-5),
 }
+
+LEVEL_BATCHES = 8  # that the level of training is measured on
 
 # Constructor arguments that flags set.
 SIZE_FLAGS = dict(
@@ -303,6 +305,14 @@ def make_objective(model, whole=False):
 # Training -----------------------------------------------------------------------------------------
 
 
+def training_levels(data, model):
+    """{"mixture", "enrolment": dB} of the first batches, see nn.extraction."""
+    levels = TrainingLevels(model.windows[1])
+    for batch in data.training_batches(0).take(LEVEL_BATCHES):
+        levels.add(batch)
+    return levels.levels_db
+
+
 def train_model():
     """--is_deploy 0"""
     strategy = devices.make_strategy()
@@ -334,7 +344,8 @@ def train_model():
         worst_score=-100.0,
         seconds_per_frame=1 / FLAGS.sample_rate,
         length_key="samples",
-        config={name: FLAGS[name].value for name in ("variant", "sample_rate", "ratio")},
+        config={name: FLAGS[name].value for name in ("variant", "sample_rate", "ratio")}
+        | {"levels_db": training_levels(data, model)},
         check_inputs=data.check,
         names_of=data.names_of,
         pictures=summaries.ExtractionPictures(
@@ -356,7 +367,7 @@ def load_extractor(source):
     """Extractor of a checkpoint, with its moving average of the weights if it has one; flags must agree with it."""
     model = SpexPlus(**model_settings(source))
     checkpoint.load_for_inference(source, "spex_plus", model)
-    return Extractor(model)
+    return Extractor(model, None if FLAGS.parity else stored_settings(source)[1].get("levels_db"))
 
 
 def infer():
@@ -386,7 +397,7 @@ def infer():
             absent.append(extract(extractor, mixture, drawn[i])[1])
     output.finish(len(triplets))
     evaluation = evaluate.evaluate(
-        {"extracted": f"{folder}/files"}, talkers=1, sample_rate=rate, metric_names=scored, source="bin",
+        {"extracted": f"{folder}/files"}, set_name=FLAGS.set, talkers=1, sample_rate=rate, metric_names=scored, source="bin",
         num_workers=FLAGS.num_workers, genders=genders,
     )  # fmt: skip
     print(evaluate.write_report(evaluation, f"{folder}/scores"), end="")
@@ -404,7 +415,7 @@ def extract(extractor, mixture, triplet):
     """(estimate [samples] of the talker of a triplet's enrolments in a mixture [samples], confidence)."""
     embedding = extractor.embed_files(triplet.enrolments, FLAGS.sample_rate)
     estimate = extractor(mixture, embedding, FLAGS.level)
-    return estimate, extractor.confidence(estimate, embedding)
+    return estimate, extractor.confidence(mixture, estimate, embedding)
 
 
 def genders_of_set(folder):

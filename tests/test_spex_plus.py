@@ -295,6 +295,9 @@ def test_extraction_of_a_set_and_by_absent_talkers(folder):
         paths = triplet_paths(folder / "triplets/tt", name)
         for row, kind in ((rows[0], "target"), (rows[2], "mixture")):
             np.testing.assert_array_equal(row, soundfile.read(paths[kind], dtype="float32")[0])
+    levels_db = json.loads((folder / "exp/spex_plus/models/whole/config.json").read_text())["levels_db"]
+    loud = max(10 * np.log10(np.mean(np.square(rows[2][i : i + 80]))) for i in range(0, 3920, 80))
+    assert loud - 10 < levels_db["mixture"] < loud + 3
     means = json.loads((output / "scores/summary.json").read_text())["systems"][1]["means"]
     assert f"mean SI-SDR:\t {means['si_sdr']}" in printed
     assert "confused" in printed and "female against male" in printed and 0 <= means["confusion"] <= 1
