@@ -31,7 +31,7 @@ def read_genders(path):
     except OSError as error:
         raise UserError(f"{path}: no table can be read there ({error.strerror}); check the path") from error
     if not genders:
-        raise UserError(f"{path}: no line has a talker and then M or F; give a table such as LibriSpeech's SPEAKERS.TXT")
+        raise UserError(f"{path}: no line has a talker, then M or F; give a table such as LibriSpeech's SPEAKERS.TXT")
     return genders
 
 

@@ -5,8 +5,8 @@
     python nn/demo.py --resume_model exp/deep_casa/models --examples_folder corpus/2speakers/wav8k/min/tt/mix
 
 Each --resume_model is a system to choose: the folder of its checkpoints, or its prefixes with commas between them;
-"NAME=" before it names it. SpEx+ also asks for a recording of the voice to extract. The page is served on this machine alone unless --host says otherwise, asks nothing of
-any other, and the recordings are deleted with it.
+"NAME=" before it names it. SpEx+ also asks for a recording of the voice to extract. The page is served on this machine
+alone unless --host says otherwise, asks nothing of any other, and the recordings are deleted with it.
 """
 
 import contextlib

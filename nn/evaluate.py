@@ -11,9 +11,10 @@ An estimate folder holds one of
   <name>_s1.wav   one wav for every output. References and mixture then come from --data_folder in the
                   layout of WSJ0-2mix and the names from --wav_list_folder.
 
-Outputs may be in any order; the one with the largest sum of SI-SDR counts. With --talkers 1, the wanted one of a
-mixture, also how often another was taken for that one. With --genders_file there is a table of who talks against whom
-(the names of the mixtures say who); one by the level in the mixture comes whenever it differs. A `<name>_assign.npz` beside
+Outputs may be in any order; the one with the largest sum of SI-SDR counts. With --talkers 1, the wanted one
+of a mixture, also how often another was taken for that one. With --genders_file there is a table of who
+talks against whom (the names of the mixtures say who); one by the level in the mixture comes whenever the
+levels differ. A `<name>_assign.npz` beside
 the estimates, with `assign` and `oracle` ([frames] or [frames, talkers], see `metrics.frame_accuracy`)
 and `weight` [frames], adds the accuracy of the frame assignment.
 

@@ -162,11 +162,12 @@ class Extractor:
         return self._embeddings[key]
 
     def embed_speech(self, samples, sample_rate, name="enrolment"):
-        """Embedding of an enrolment [samples] that a person recorded. Raises UserError, with its name, if it is useless."""
+        """Embedding of an enrolment [samples], at whatever level. Raises UserError, with its name, if it is useless."""
         seconds = len(samples) / sample_rate
         if seconds < LEAST_ENROLMENT_S:
             raise UserError(
-                f"{name}: {seconds:.2f} s of the wanted talker, {LEAST_ENROLMENT_S} s are needed; give a longer enrolment"
+                f"{name}: {seconds:.2f} s of the wanted talker, {LEAST_ENROLMENT_S} s are needed;"
+                " give a longer enrolment"
             )
         if np.max(np.abs(samples)) < SOFTEST_ENROLMENT:
             raise UserError(f"{name}: silent, so it shows no voice; record the enrolment again")
@@ -264,9 +265,10 @@ class TargetTalker:
         Raises:
             UserError: one is missing, unusable, silent or too short.
         """
-        single = isinstance(enrolments, (str, os.PathLike)) or isinstance(enrolments, np.ndarray) and enrolments.ndim == 1
+        if isinstance(enrolments, (str, os.PathLike)) or getattr(enrolments, "ndim", 0) == 1:
+            enrolments = [enrolments]
         embeddings = []
-        for given in [enrolments] if single else enrolments:
+        for given in enrolments:
             if isinstance(given, (str, os.PathLike)):
                 embeddings.append(self.extractor.embed_files([given], self.sample_rate))
             else:
@@ -317,5 +319,4 @@ class TargetTalker:
 
     def stream(self):
         """Raises UserError: nothing goes from block to block yet."""
-        raise UserError("SpEx+ extracts from whole recordings, not from block to block; use nn/separate.py without"
-                        " --grouping online")
+        raise UserError("SpEx+ extracts from whole recordings, not from block to block; leave --grouping online out")

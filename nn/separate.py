@@ -67,7 +67,8 @@ class Separator:
                 f"--overlap_seconds {overlap_seconds}: must lie above 0 and be at most half of --window_seconds"
                 f" {window_seconds}"
             )
-        self.checkpoints = find_checkpoints([checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else checkpoints)
+        single = isinstance(checkpoints, (str, os.PathLike))
+        self.checkpoints = find_checkpoints([checkpoints] if single else checkpoints)
         self.system = make_system(self.checkpoints, **options)
         self.sample_rate = self.system.sample_rate
         self.talkers = self.system.talkers

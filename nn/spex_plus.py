@@ -160,7 +160,7 @@ def define_flags():
         "absent", False, "extract each mixture of the set by a voice that is not in it too: what --reject is worth"
     )
     flags.DEFINE_string(
-        "genders_file", "", "talkers and M or F, for a table of scores; default: that of the set's corpus, if there is one"
+        "genders_file", "", "talkers and M or F, for a table of scores; default: that of the set's corpus, if any"
     )
     flags.DEFINE_list("metrics", list(evaluate.DEFAULT_METRICS), f"any of {', '.join(metrics.METRICS)}")
     flags.DEFINE_integer("num_workers", 0, "processes that score; 0 for all cores", lower_bound=0)
@@ -397,8 +397,8 @@ def infer():
             absent.append(extract(extractor, mixture, drawn[i])[1])
     output.finish(len(triplets))
     evaluation = evaluate.evaluate(
-        {"extracted": f"{folder}/files"}, set_name=FLAGS.set, talkers=1, sample_rate=rate, metric_names=scored, source="bin",
-        num_workers=FLAGS.num_workers, genders=genders,
+        {"extracted": f"{folder}/files"}, set_name=FLAGS.set, talkers=1, sample_rate=rate, metric_names=scored,
+        source="bin", num_workers=FLAGS.num_workers, genders=genders,
     )  # fmt: skip
     print(evaluate.write_report(evaluation, f"{folder}/scores"), end="")
     means = evaluate.summarize(evaluation)["systems"][-1]["means"]
