@@ -36,11 +36,11 @@ from models.streaming import StreamingSeparator
 from models.streaming_tasnet import StreamingExtractor
 from nn import cost, deep_casa, devices, learning_rate, train
 from nn.optimizers import make_optimizer
-from nn.separate import compile_step
 from nn.seq_group import SequentialGroupingObjective
 from nn.simul_group import SimultaneousGrouping
 from nn.spex_plus import TargetExtraction
 from nn.step import TrainStep
+from nn.streams import compile_step
 
 FLAGS = flags.FLAGS
 

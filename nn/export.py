@@ -36,8 +36,8 @@ from models.conv import portable_graphs
 from models.spex_plus import SpexPlus
 from models.waveform_separator import DeepCasaSeparator, OneRecording, TargetExtractor
 from nn import checkpoint
-from nn.separate import DeepCasa, find_checkpoints
-from nn.spex_plus import stored_settings
+from nn.extraction import stored_settings
+from nn.systems import DeepCasa, find_checkpoints
 
 FLAGS = flags.FLAGS
 
@@ -87,10 +87,13 @@ def load_spex_plus(checkpoints):
 SYSTEMS = {"dense_unet": load_deep_casa, "spex_plus": load_spex_plus}
 
 
-def find_systems(given):
-    """{system: prefix} of prefixes or of a folder. Raises UserError as nn.separate.find_checkpoints."""
-    found = [(checkpoint.open_reader(prefix).system, prefix) for prefix in checkpoint.find_best(given)]
-    return dict(found) if [system for system, _ in found] == ["spex_plus"] else find_checkpoints(given)
+def load_trained(checkpoints):
+    """Trained of {system: prefix}. Raises UserError for what cannot be exported."""
+    for system, load in SYSTEMS.items():
+        if system in checkpoints:
+            return load(checkpoints)
+    system, prefix = next(iter(checkpoints.items()))
+    raise UserError(f"{prefix}: holds {system}, which alone cannot be exported; give one of {', '.join(SYSTEMS)}")
 
 
 # Formats ------------------------------------------------------------------------------------------
@@ -299,8 +302,8 @@ def main(_):
     if not FLAGS.resume_model:
         raise UserError("--resume_model is missing: the checkpoint of SpEx+, or of each stage of Deep CASA, or a folder")
     formats = choose_formats(FLAGS.formats)
-    checkpoints = find_systems(FLAGS.resume_model)
-    trained = next(SYSTEMS[system] for system in checkpoints if system in SYSTEMS)(checkpoints)
+    checkpoints = find_checkpoints(FLAGS.resume_model)
+    trained = load_trained(checkpoints)
     seconds = FLAGS.seconds, FLAGS.enrolment_seconds or FLAGS.seconds
     output = FLAGS.output_dir
     made = not os.path.exists(output)

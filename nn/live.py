@@ -24,11 +24,7 @@ from absl import flags
 
 from feat.audio import read_blocks, resample_blocks, wav_info
 from feat.files import UserError, atomic_path, make_writable_directory, run_script
-from models.spex_plus import SpexPlus
-from models.streaming_tasnet import StreamingExtractor
-from nn import checkpoint
-from nn.separate import DeepCasa, compile_step, find_checkpoints, separate_stream
-from nn.spex_plus import Extractor, stored_settings
+from nn.systems import enrol, find_checkpoints, make_system
 
 FLAGS = flags.FLAGS
 
@@ -87,89 +83,6 @@ def open_input(name, sample_rate, seconds):
     else:
         stem, stream = os.path.splitext(os.path.basename(name))[0], open(name, "rb")
     return stem, rate, raw_blocks(stream, *FORMATS[FLAGS.format], FLAGS.input_channels, max(1, round(seconds * rate)))
-
-
-# Systems ------------------------------------------------------------------------------------------
-
-
-class AllTalkers:
-    """Deep CASA.
-
-    Attributes:
-        sample_rate: Hz.
-        stream: models.streaming_blocks.WaveformStream.
-        window: what its latency comes from.
-    """
-
-    window = "window"
-
-    def __init__(self, given):
-        system = DeepCasa(find_checkpoints(given))
-        self.sample_rate, self.stream = system.sample_rate, system.stream()
-
-    def outputs(self, stream, blocks):
-        """Yields [talkers, some samples] of blocks [samples]; `stream` is that of the system, or stands for it."""
-        return separate_stream(stream, blocks)
-
-
-class TargetTalker:
-    """SpEx+, told by the mean embedding of enrolments whom to extract."""
-
-    window = "long window"
-
-    def __init__(self, source, enrolments):
-        settings, config = stored_settings(source)
-        model = SpexPlus(**settings | {"parity": False})
-        if not settings.get("causal") or settings.get("norm", "global") == "global":
-            raise UserError(
-                f"{source}: not causal, it looks at what is still to come; train with --causal --norm cumulative, or"
-                " extract from whole recordings with nn/spex_plus.py"
-            )
-        checkpoint.load_for_inference(source, "spex_plus", model)
-        self.sample_rate = config["sample_rate"]
-        embedding = Extractor(model).embed_files(enrolments, self.sample_rate)
-        self.stream = StreamingExtractor(model, embedding, compile_step)
-
-    def outputs(self, stream, blocks):
-        """As those of AllTalkers; as loud as the talker is in the mixture so far."""
-        level, waiting = RunningLevel(), np.zeros(0, np.float32)
-        for block in blocks:
-            waiting = np.concatenate([waiting, block])
-            (talker,) = stream.step(block)
-            yield level(talker, waiting[: len(talker)])[None]
-            waiting = waiting[len(talker) :]
-        (talker,) = stream.flush()
-        yield level(talker, waiting)[None]
-
-
-class RunningLevel:
-    """Scales an estimate to the share that it has in the mixture, by least squares over all samples up to each."""
-
-    def __init__(self):
-        self.shared = self.energy = 0.0
-
-    def __call__(self, estimate, mixture):
-        """The next samples of both, [samples] -> [samples]."""
-        shared = self.shared + np.cumsum(np.multiply(mixture, estimate, dtype=np.float64))
-        energy = self.energy + np.cumsum(np.square(estimate, dtype=np.float64))
-        if len(estimate):
-            self.shared, self.energy = shared[-1], energy[-1]
-        return (shared / np.maximum(energy, 1e-12) * estimate).astype(np.float32)
-
-
-def open_system():
-    """The system that the flags name."""
-    found = {prefix: checkpoint.open_reader(prefix).system for prefix in checkpoint.find_best(FLAGS.resume_model)}
-    extracting = [prefix for prefix, system in found.items() if system == "spex_plus"]
-    if not extracting:
-        if FLAGS.enrolment:
-            raise UserError(f"--enrolment: {next(iter(found))} gives all talkers and takes none; leave it out")
-        return AllTalkers(FLAGS.resume_model)
-    if len(found) > 1:
-        raise UserError(f"{' and '.join(found)} do not go together; name the one to take: --resume_model PREFIX")
-    if not FLAGS.enrolment:
-        raise UserError(f"{extracting[0]}: extracts one talker; show whom: --enrolment VOICE.wav")
-    return TargetTalker(extracting[0], FLAGS.enrolment)
 
 
 # Where talkers go ---------------------------------------------------------------------------------
@@ -259,8 +172,8 @@ def main(_):
         raise UserError("--resume_model is missing: the checkpoint of SpEx+, or of each stage of Deep CASA, or a folder")
     if FLAGS.stdout == "none" and not FLAGS.output_dir:
         raise UserError("nowhere to write: give --output_dir FOLDER or --stdout raw")
-    system = open_system()
-    stream = system.stream
+    system = make_system(find_checkpoints(FLAGS.resume_model))
+    stream = system.stream(enrol(system, FLAGS.enrolment))
     seconds, to_hz = FLAGS.block_seconds, system.sample_rate
     name, rate, blocks = open_input(FLAGS.input, to_hz, seconds)
     # Compiled before the first sample comes: the first frame goes alone, the rest together.
@@ -272,7 +185,7 @@ def main(_):
         paths = [os.path.join(FLAGS.output_dir, f"{name}_s{i + 1}.wav") for i in range(stream.signals)]
     window_ms, block_ms = 1e3 * stream.latency / to_hz, 1e3 * seconds
     print(
-        f"latency {window_ms + block_ms:.1f} ms: {system.window} {window_ms:.1f} ms ({stream.latency} samples), block"
+        f"latency {window_ms + block_ms:.1f} ms: {system.LATENCY} {window_ms:.1f} ms ({stream.latency} samples), block"
         f" {block_ms:.1f} ms"
         + (f"; more for resampling from {rate} to {to_hz} Hz, up to the block and 20 ms" if rate != to_hz else ""),
         file=sys.stderr,
@@ -282,7 +195,7 @@ def main(_):
     blocks = resample_blocks(ending.until(blocks), rate, to_hz, seconds)
     with contextlib.ExitStack() as stack:
         outputs = Outputs(stack, paths, to_hz, FLAGS.subtype, FLAGS.stdout == "raw")
-        for talkers in system.outputs(watch, blocks):
+        for talkers in system.live(watch, blocks):
             if not outputs.write(talkers):
                 ending.asked = True  # nobody reads any more
     heard = watch.samples / to_hz

@@ -20,8 +20,8 @@ from models.spex_plus import VARIANTS, SpexPlus
 from models.waveform_separator import DeepCasaSeparator, OneRecording
 from nn import checkpoint, clustering
 from nn.export import FORMATS
+from nn.extraction import Extractor
 from nn.separate import Separator
-from nn.spex_plus import Extractor
 
 PACKAGES = ("tf2onnx", "onnx", "onnxruntime", "ai_edge_litert")
 needs_extra = pytest.mark.skipif(

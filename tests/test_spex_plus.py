@@ -1,5 +1,7 @@
 """SpEx+: what a person who trains it or extracts with it relies on."""
 
+import json
+import pathlib
 import shutil
 import sys
 
@@ -16,10 +18,11 @@ from feat.files import UserError
 from feat.triplets import part_stem, triplet_paths
 from models.conv_tasnet import prelu
 from models.spex_plus import BRANCHES, VARIANTS, SpexPlus
-from nn import checkpoint
+from nn import checkpoint, presence
+from nn.extraction import Extractor, match_level
 from nn.optimizers import make_optimizer
 from nn.reference_config import read_reference_config
-from nn.spex_plus import Extractor, TargetExtraction, match_level
+from nn.spex_plus import TargetExtraction
 from nn.step import TrainStep
 
 RATE = speech.RATE
@@ -264,7 +267,7 @@ LAST = 5  # the step that would come after the last
 def folder(tmp_path_factory):
     """Triplets, and a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("spex_plus")
-    for set_name, count in dict(tr=8, cv=1, tt=2).items():
+    for set_name, count in dict(tr=8, cv=1, tt=3).items():
         for i in range(count):
             target, noise = i % 3, (i + 1) % 3
             signals = [talk(target, 10 * i, 4000), talk(noise, 10 * i + 1, 4000), talk(target, 10 * i + 2, 5000)]
@@ -296,18 +299,41 @@ def test_resumed_run_ends_as_one_that_was_not_interrupted(folder):
     assert list((whole / "pictures").glob("*.png"))
 
 
-def test_extraction_of_a_set(folder):
-    printed = speech.succeed(
-        folder, "nn/spex_plus.py", is_deploy=1, resume_model=prefix(folder, "whole", LAST), **FLAGS
-    )
-    assert "of 2 (" in printed and "worse than the mixture" in printed
-    for name in ("0_1_000000", "1_2_000001"):
-        rows = np.fromfile(folder / f"exp/spex_plus/output_tt/files/{name}.bin", "<f4").reshape(3, -1)
+def test_extraction_of_a_set_and_by_absent_talkers(folder):
+    (folder / "genders").write_text("0 m\n1 f\n2 f\n")
+    source = prefix(folder, "whole", LAST)
+    flags = dict(is_deploy=1, resume_model=source, absent=True, genders_file="genders") | FLAGS
+    printed = speech.succeed(folder, "nn/spex_plus.py", **flags)
+    output = folder / "exp/spex_plus/output_tt"
+    names = ("0_1_000000", "1_2_000001", "2_0_000002")
+    for name in names:
+        rows = np.fromfile(output / f"files/{name}.bin", "<f4").reshape(3, -1)
         paths = triplet_paths(folder / "triplets/tt", name)
         for row, kind in ((rows[0], "target"), (rows[2], "mixture")):
             np.testing.assert_array_equal(row, soundfile.read(paths[kind], dtype="float32")[0])
-    table = (folder / "exp/spex_plus/output_tt/scores/table.txt").read_text()
-    assert "extracted" in table and "SI-SDRi" in table
+    levels_db = json.loads((folder / "exp/spex_plus/models/whole/config.json").read_text())["levels_db"]
+    loud = max(10 * np.log10(np.mean(np.square(rows[2][i : i + 80]))) for i in range(0, 3920, 80))
+    assert loud - 10 < levels_db["mixture"] < loud + 3
+    means = json.loads((output / "scores/summary.json").read_text())["systems"][1]["means"]
+    assert f"mean SI-SDR:\t {means['si_sdr']}" in printed
+    assert "confused" in printed and "female against male" in printed and 0 <= means["confusion"] <= 1
+    header, *rows = (output / "scores/confidence.csv").read_text().splitlines()
+    assert header == "utterance,confidence,absent,absent_confidence"
+    assert [row.split(",")[::2] for row in rows] == [[name, who] for name, who in zip(names, "201")]
+    threshold = json.loads(pathlib.Path(f"{source}.threshold.json").read_text())["threshold"]
+    assert f"at {threshold:.3f}" in printed
+    assert "every talker of the set is in" in speech.refuse(folder, "nn/spex_plus.py", **flags | {"set": "cv"})
+
+
+def test_threshold_of_another_set_is_tried(tmp_path):
+    source = str(tmp_path / "model.ckpt_step_1")
+    for set_name in ("cv", "cv", "tt"):
+        said = presence.measure_threshold(source, set_name, str(tmp_path), [0.9, 0.8, 0.3], [0.1, 0.2, 0.4])
+    assert "33.3 % of those who are there are missed, 33.3 % of those who are not" in said[1]
+    assert presence.read_threshold(source)["set"].endswith("/cv")
+    (tmp_path / "model.ckpt_step_1.threshold.json").write_text("{}")
+    with pytest.raises(UserError, match="delete it and measure it again"):
+        presence.read_threshold(source)
 
 
 def test_extraction_from_a_recording_of_another_rate(folder):

@@ -13,7 +13,7 @@ from feat.audio import read_resampled
 from models.spex_plus import VARIANTS, SpexPlus
 from models.streaming_tasnet import StreamingExtractor
 from nn import checkpoint
-from nn.separate import compile_step
+from nn.streams import compile_step
 
 SIZES = dict(filters=8, bottleneck=6, units=10, embedding_dim=5, speaker_units=7, dilations=3, repeats=2, classes=3)
 WINDOWS = (20, 80, 160)
@@ -154,10 +154,10 @@ def test_live_extracts_whom_the_enrolment_shows(folder):
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        (dict(enrolments=()), "show whom: --enrolment VOICE.wav"),
+        (dict(enrolments=()), "--enrolment VOICE.wav"),
         (dict(resume_model="whole"), "train with --causal --norm cumulative"),
         (dict(enrolments=["none.wav"]), "none.wav: no such file"),
-        (dict(resume_model="."), "do not go together"),
+        (dict(resume_model="."), "are both of spex_plus"),
     ],
 )
 def test_live_refuses(folder, named, said):
