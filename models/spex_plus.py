@@ -366,7 +366,7 @@ class SpexPlus(keras.Model):
         for branch in branches:
             i = BRANCHES.index(branch)
             size = (ops.shape(encoded)[0], count, self.filters)
-            chosen = self._mask(self.masks[i](x)) * ops.slice(encoded, (0, 0, i * self.filters), size)
+            chosen = apply_mask(self.mask, self.masks[i](x)) * ops.slice(encoded, (0, 0, i * self.filters), size)
             if masked:
                 chosen = chosen * ops.cast(frame_mask, chosen.dtype)
             estimate = fit(self._decode(chosen, i), length)
@@ -375,11 +375,6 @@ class SpexPlus(keras.Model):
                 estimate = zero_behind(estimate, end)
             estimates[branch] = estimate
         return estimates
-
-    def _mask(self, x):
-        if self.mask in ("relu", "sigmoid"):
-            return getattr(ops, self.mask)(x)
-        return ops.softmax(x, axis=0 if self.mask == "batch_softmax" else -1)
 
     def _decode(self, x, i):
         """[batch, frames, filters] -> [batch, (frames - 1) hop + window]."""
@@ -435,6 +430,13 @@ def normed_pointwise(x, norm, layer):
     kernel = ops.expand_dims(gamma, -1) * kernel
     y = ops.cast(pointwise(x, ops.cast(kernel, dtype)), "float32")
     return ops.cast((y - mean * ops.sum(kernel, axis=0)) * scale + kernel_shift, dtype)
+
+
+def apply_mask(kind, x):
+    """Masks of one of MASKS from what the last layer gives, [batch, frames, filters]."""
+    if kind in ("relu", "sigmoid"):
+        return getattr(ops, kind)(x)
+    return ops.softmax(x, axis=0 if kind == "batch_softmax" else -1)
 
 
 def frames_below(lengths, count):
