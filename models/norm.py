@@ -149,8 +149,12 @@ def frame_statistics(x, frame_mask=None):
         count = ops.cast(frames * channels, "float32")
     else:
         count = ops.maximum(ops.sum(frame_mask, axis=(1, 2), keepdims=True), 1.0) * channels
-    mean = ops.sum(x, axis=(1, 2), keepdims=True) / count
-    power = ops.sum(ops.square(x), axis=(1, 2), keepdims=True) / count
+    # Axis by axis in other runtimes, as in GlobalNorm.
+    axes = (1, 2) if portable() else ((1, 2),)
+    mean, power = x, ops.square(x)
+    for axis in axes:
+        mean, power = (ops.sum(y, axis=axis, keepdims=True) for y in (mean, power))
+    mean, power = mean / count, power / count
     return mean, ops.maximum(power - ops.square(mean), 0.0)
 
 
