@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# ./run.sh deep_casa [--preset small|original] [--stage N] [--stop_stage N] [flags...]   the whole pipeline
+# ./run.sh deep_casa [--preset small|original] [--stage N] [--stop_stage N] [flags...]   separates all talkers
+# ./run.sh spex_plus [--preset small|original] [--stage N] [--stop_stage N] [flags...]   extracts one talker
 # ./run.sh test [pytest arguments...]                                                    installs and runs the tests
 #
-# Flags are handed to every script of the pipeline that has them; --simul.FLAG and --seq.FLAG to one stage of
-# Deep CASA alone. PYTHON chooses the interpreter that makes .venv.
+# Each is the whole pipeline. Flags are handed to every script of it that has them; --simul.FLAG and --seq.FLAG to one
+# stage of Deep CASA alone, --tr.FLAG, --cv.FLAG and --tt.FLAG to the making of one set of triplets. PYTHON chooses
+# the interpreter that makes .venv.
 set -euo pipefail
 cd "$(dirname "$0")"
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
@@ -31,28 +33,84 @@ install() {
 has_flag() {
   local files=("$1")
   case $1 in
-    feat/feat_gen.py) ;;
-    nn/simul_group.py | nn/seq_group.py) files+=(nn/deep_casa.py nn/train.py feat/feat_gen.py) ;;
+    nn/simul_group.py | nn/seq_group.py) files+=(nn/deep_casa.py nn/train.py nn/devices.py feat/feat_gen.py) ;;
+    nn/spex_plus.py) files+=(nn/train.py nn/devices.py) ;;
   esac
+  local any_set=$2
   # The corpus has some flags once for each set.
-  local any_set="[{]set_name}_${2#*_}"
+  case $2 in tr_* | cv_* | tt_*) any_set="[{]set_name}_${2#*_}" ;; esac
   cat "${files[@]}" | tr '\n' ' ' | grep -qE "DEFINE_[a-z_]+\( *f?\"($2|$any_set)\""
 }
 
-# Runs a script of the pipeline with those of the user's flags that it has; $1 is "simul", "seq" or "all".
+# Takes the flags of a pipeline: `given` gets all of them as --name=value, user_flags those that are for its scripts.
+# $1: flags that are not handed on; $2: flags that the stages set; $3: stages that flags may be for alone; $4: scripts.
+read_flags() {
+  local not_handed_on=" preset stage stop_stage exp_name time_stamp $1 " set_by_stages=" $2 " stages=" $3 " scripts=$4
+  shift 4
+  given=() user_flags=()
+  local flag name path known
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --*=*) flag=$1 ;;
+      --*) if [ $# -gt 1 ] && [ "${2#--}" = "$2" ]; then flag=$1=$2 && shift; else flag=$1; fi ;;
+      *) fail "$1: unexpected; flags are given as --name value" ;;
+    esac
+    shift
+    given+=("$flag")
+    name=${flag#--}
+    name=${name%%=*}
+    case $not_handed_on in *" $name "*) continue ;; esac
+    case $stages in *" ${name%%.*} "*) name=${name#*.} ;; esac
+    case $set_by_stages in
+      *" $name "*) fail "--$name is set by the stages; run the script itself to give it" ;;
+    esac
+    known=
+    for path in $scripts; do
+      if has_flag "$path" "$name" || has_flag "$path" "${name#no}"; then known=1; fi
+    done
+    [ -n "$known" ] || fail "--$name: no script of the pipeline has this flag"
+    user_flags+=("$flag")
+  done
+  preset=$(value_of preset small) stage=$(value_of stage 1) stop_stage=$(value_of stop_stage 9)
+  time_stamp=$(value_of time_stamp test)
+}
+
+# The value that flag $1 was given, or else $2.
+value_of() {
+  local flag value=$2
+  for flag in "${given[@]}"; do
+    case $flag in --"$1"=*) value=${flag#*=} ;; esac
+  done
+  echo "$value"
+}
+
+# Whether stage $1, called $2, should run; says so.
+run_stage() {
+  [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] && echo "== stage $1: $2 (after $((SECONDS - start)) s)"
+}
+
+# Says where the results lie: what $1 is, and where; pictures, logs, scores.
+say_where() {
+  printf '\n%-22s %s\n' "$1" "$2" "spectrogram pictures" "$3" "TensorBoard logs" ".venv/bin/tensorboard --logdir $4" \
+    scores "$5" | sed '2,${/^$/d}'
+}
+
+# Runs a script of the pipeline with those of the user's flags that it has; $1 is the stage that a flag may be for
+# alone, or "all".
 script() {
-  local stage=$1 path=$2 flag name
+  local only=$1 path=$2 flag name key
   shift 2
   local chosen=("$@")
   for flag in "${user_flags[@]}"; do
     name=${flag#--}
-    case $name in
-      simul.* | seq.*)
-        [ "${name%%.*}" = "$stage" ] || continue
+    key=${name%%=*}
+    case $key in
+      *.*)
+        [ "${key%%.*}" = "$only" ] || continue
         name=${name#*.}
+        key=${key#*.}
         ;;
     esac
-    local key=${name%%=*}
     if has_flag "$path" "$key" || has_flag "$path" "${key#no}"; then
       chosen+=("--$name")
     fi
@@ -62,39 +120,13 @@ script() {
 }
 
 deep_casa() {
-  local preset=small stage=1 stop_stage=7 own_corpus=1 causal="" pit=frame
-  local data=corpus lists=corpus/lists exp_name=deep_casa time_stamp=test
-  user_flags=()
-  while [ $# -gt 0 ]; do
-    case $1 in
-      --*=*) flag=$1 ;;
-      --*) if [ $# -gt 1 ] && [ "${2#--}" = "$2" ]; then flag=$1=$2 && shift; else flag=$1; fi ;;
-      *) fail "$1: unexpected; flags are given as --name value" ;;
-    esac
-    shift
-    local name=${flag#--} value=${flag#*=}
-    name=${name%%=*}
-    case $name in
-      preset) preset=$value ;;
-      stage) stage=$value ;;
-      stop_stage) stop_stage=$value ;;
-      data_folder) data=$value own_corpus= ;;
-      wav_list_folder) lists=$value own_corpus= ;;
-      exp_name) exp_name=$value ;;
-      time_stamp) time_stamp=$value ;;
-      is_deploy | resume_model | simul_model) fail "--$name is set by the stages; run the script itself to give it" ;;
-      *)
-        local known= key=${name#simul.} path
-        key=${key#seq.}
-        for path in feat/voices.py feat/feat_gen.py nn/simul_group.py nn/seq_group.py nn/evaluate.py; do
-          if has_flag $path "$key" || has_flag $path "${key#no}"; then known=1; fi
-        done
-        [ -n "$known" ] || fail "--$name: no script of the pipeline has this flag"
-        [ "$flag" = "--pit=utterance" ] && pit=utterance
-        user_flags+=("$flag")
-        ;;
-    esac
-  done
+  local preset stage stop_stage time_stamp given user_flags
+  read_flags "data_folder wav_list_folder" "is_deploy resume_model simul_model" "simul seq" \
+    "feat/voices.py feat/feat_gen.py nn/simul_group.py nn/seq_group.py nn/evaluate.py" "$@"
+  local data lists exp_name pit own_corpus=
+  data=$(value_of data_folder corpus) lists=$(value_of wav_list_folder corpus/lists)
+  exp_name=$(value_of exp_name deep_casa) pit=$(value_of pit frame)
+  [ -n "$(value_of data_folder "")$(value_of wav_list_folder "")" ] || own_corpus=1
 
   local common=(--data_folder="$data" --wav_list_folder="$lists" --exp_name="$exp_name")
   local corpus_flags=() feature_sets=tr,cv,tt simul_flags=() seq_flags=() stft_flags=()
@@ -123,7 +155,6 @@ deep_casa() {
   install corpus
   local start=$SECONDS
   mkdir -p exp
-  run_stage() { [ "$stage" -le "$1" ] && [ "$stop_stage" -ge "$1" ] && echo "== stage $1: $2 (after $((SECONDS - start)) s)"; }
 
   if run_stage 1 "corpus"; then
     if [ -n "$own_corpus" ]; then
@@ -160,21 +191,85 @@ deep_casa() {
     [ $pit = frame ] && estimates=(--estimates="stage 1, oracle order=exp/$exp_name/output_tt/oracle_order")
     script all nn/evaluate.py --output_folder="exp/$exp_name/scores" \
       "${estimates[@]}" --estimates="final=exp/$exp_name/output_tt/files"
-    cat <<EOF
+    say_where "separated wavs" "exp/$exp_name/output_tt/files" \
+      "$models/${time_stamp}_simul/pictures  $models/${time_stamp}_seq/pictures" "$models" "exp/$exp_name/scores"
+  fi
+  echo "done in $((SECONDS - start)) s"
+}
 
-separated wavs         exp/$exp_name/output_tt/files
-spectrogram pictures   $models/${time_stamp}_simul/pictures  $models/${time_stamp}_seq/pictures
-TensorBoard logs       .venv/bin/tensorboard --logdir $models
-scores                 exp/$exp_name/scores
-EOF
+spex_plus() {
+  local preset stage stop_stage time_stamp given user_flags
+  local set_by_stages="is_deploy resume_model nodynamic_mixing output_folder test set mixture enrolment output"
+  read_flags "data_folder corpus_folder dynamic_mixing" "$set_by_stages" "tr cv tt" \
+    "feat/voices.py feat/librispeech_mix.py nn/spex_plus.py" "$@"
+  local own_data own_talkers data talkers exp_name variant rate=16000 set_name
+  own_data=$(value_of data_folder "") own_talkers=$(value_of corpus_folder "") exp_name=$(value_of exp_name spex_plus)
+  data=${own_data:-triplets}
+
+  local voices_flags=() sets="tr cv tt" cv_flags=(--nfiles=1000) tt_flags=(--test) train_flags=() mixing=()
+  case $preset in
+    small) # Small enough for two CPU cores; every number was tried on the built-in corpus.
+      variant=$(value_of variant authors)
+      voices_flags=(--tr_talkers=400 --utterances_per_talker=4)
+      sets="cv tt" cv_flags=(--test --nfiles=40) tt_flags=(--test --nfiles=100)
+      train_flags=(--filterbank=fourier --windows_ms=16,24,32 --n_bottle=64 --n_units=128 --n_blocks=6 --n_repeats=2
+        --embedding_dim=64 --n_speaker_units=64 --l2=0 --lr_schedule=cosine --learning_rate=3e-3 --clip_norm=5
+        --batch_size=4 --segment_seconds=2 --enrolment_seconds=3 --keep_checkpoints=2)
+      mixing=(--both_talkers --snr_db=-5,5 --epoch=8 --epoch_mixtures=3000)
+      ;;
+    original) variant=$(value_of variant seed) ;; # the scripts' own defaults
+    *) fail "--preset $preset: there are small and original" ;;
+  esac
+  # Where there are recordings of single talkers, the small preset mixes them anew at every step.
+  local dynamic=
+  case " $preset ${given[*]} " in
+    *" --dynamic_mixing"[\ =]*) dynamic=1 ;;
+    " small "*) [ -n "$own_data" ] && [ -z "$own_talkers" ] || dynamic=1 ;;
+  esac
+  [ "$variant" = authors ] && rate=8000
+  rate=$(value_of sample_rate $rate)
+  talkers=${own_talkers:-$data/talkers/voices/wav$((rate / 1000))k}
+  local common=(--variant="$variant" --sample_rate="$rate" --data_folder="$data" --exp_name="$exp_name"
+    --time_stamp="$time_stamp")
+  local models=exp/$exp_name/models output=exp/$exp_name/output_tt
+
+  install corpus
+  local start=$SECONDS
+  if run_stage 1 "talkers"; then
+    if [ -z "$own_data$own_talkers" ]; then
+      script all feat/voices.py --corpus_folder="$data/talkers" --sample_rate="$rate" "${voices_flags[@]}" \
+        --tr_mixtures=0 --cv_mixtures=0 --tt_mixtures=0
+    else
+      echo "${own_talkers:-$data}: given, nothing to make"
+    fi
+  fi
+  if run_stage 2 "triplets"; then
+    if [ -z "$own_data" ]; then
+      for set_name in $sets; do
+        local set_flags=()
+        [ $set_name = cv ] && set_flags=("${cv_flags[@]}")
+        [ $set_name = tt ] && set_flags=("${tt_flags[@]}")
+        script "$set_name" feat/librispeech_mix.py --corpus_folder="$talkers/$set_name" \
+          --output_folder="$data/$set_name" --sample_rate="$rate" "${set_flags[@]}"
+      done
+    else
+      echo "$data: given, nothing to make"
+    fi
+  fi
+  if run_stage 3 "training"; then
+    [ -z "$dynamic" ] || train_flags+=("${mixing[@]}" --dynamic_mixing --corpus_folder="$talkers/tr")
+    script all nn/spex_plus.py "${common[@]}" "${train_flags[@]}" --is_deploy=0
+  fi
+  if run_stage 4 "extraction and evaluation"; then
+    script all nn/spex_plus.py "${common[@]}" --is_deploy=1
+    say_where "extracted wavs" "$output/files" "$models/$time_stamp/pictures" "$models" "$output/scores"
   fi
   echo "done in $((SECONDS - start)) s"
 }
 
 case ${1:-} in
-  deep_casa)
-    shift
-    deep_casa "$@"
+  deep_casa | spex_plus)
+    "$@"
     ;;
   test)
     shift
@@ -182,5 +277,5 @@ case ${1:-} in
     # A process for each core; the tests of a file stay together, as they share what is slow to make.
     exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile "$@"
     ;;
-  *) fail "usage: ./run.sh deep_casa [flags...] | ./run.sh test [pytest arguments...]" ;;
+  *) fail "usage: ./run.sh deep_casa [flags...] | ./run.sh spex_plus [flags...] | ./run.sh test [pytest arguments...]" ;;
 esac

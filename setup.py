@@ -6,8 +6,8 @@ corpus = ["espeakng-loader==0.2.4"]
 convert = ["torch>=2.6"]
 demo = ["gradio>=6.31"]
 export = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.31", "ai-edge-litert>=2.3"]
-room = ["pyroomacoustics>=0.10.1"]
 metrics = ["fast-bss-eval>=0.1.4", "pystoi>=0.4.1"]
+room = ["pyroomacoustics>=0.10.1"]
 
 setup(
     name="deep-casa",

@@ -36,7 +36,8 @@ _FREE_AXES = {
     "estimates": (0, 2),
     "frames": (0,),
     "index": (0,),
-    # Of feat/triplet_dataset.py, whose mixtures are [batch, samples].
+    # Of feat/binaural_dataset.py (mixture [batch, samples, 2], sources [batch, talkers, samples, 2]) the same; of
+    # feat/triplet_dataset.py, whose mixtures are [batch, samples]:
     "target": (0, 1),
     "enrolment": (0, 1),
     "samples": (0,),
@@ -292,7 +293,11 @@ def pieces(arrays, read, share, skip=0):
     """
     arrays = [array[skip:].astype(np.int32) if array.dtype == np.int64 else array[skip:] for array in arrays]
     examples = tf.data.Dataset.from_tensor_slices(tuple(map(share.examples, arrays))).map(read, tf.data.AUTOTUNE)
-    return examples.batch(share.piece_size(arrays[0].shape[1]), drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    batches = examples.batch(share.piece_size(arrays[0].shape[1]), drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    # The thread that tunes sleeps for up to a minute, and the end of an iterator waits for it (TensorFlow 2.21).
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.with_options(options)
 
 
 def _reader(utterances, frames_of_batch=None):

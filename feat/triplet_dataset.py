@@ -438,7 +438,7 @@ def talker_pool(corpus_folder, utterances, sample_rate, speakers=None):
     return TalkerPool(speakers, files, np.cumsum(counts) - counts, counts)
 
 
-def draw_mixed_triplets(pool, count, samples, enrolment_samples, snr_db, seed, epoch):
+def draw_mixed_triplets(pool, count, samples, enrolment_samples, snr_db, seed, epoch, both=False):
     """What the triplets of an epoch are made of.
 
     Two talkers are drawn, an utterance of each, another of the first to enrol it, a piece of each, and a ratio.
@@ -447,25 +447,43 @@ def draw_mixed_triplets(pool, count, samples, enrolment_samples, snr_db, seed, e
       count: triplets.
       samples, enrolment_samples: of each; 0 takes enrolments whole.
       snr_db: (lowest, highest), energy of the target's piece over that of the interferer's.
+      both: every second triplet is the mixture before it, with the other talker as its target.
 
     Returns:
       (talkers int64 [count] of the targets; files and starts int64 [count, 3] of target, interferer and
       enrolment; enrolment lengths int64 [count]; ratios in dB float32 [count]).
     """
     generator = np.random.default_rng((seed, epoch, 14))
+    drawn = -(-count // 2) if both else count
     talkers = len(pool.speakers)
-    target = generator.integers(talkers, size=count)
-    noise = (target + 1 + generator.integers(talkers - 1, size=count)) % talkers
-    sizes = pool.counts[target]
-    said = (generator.random(count) * sizes).astype(np.int64)
-    enrolled = (said + 1 + (generator.random(count) * (sizes - 1)).astype(np.int64)) % sizes
-    other = (generator.random(count) * pool.counts[noise]).astype(np.int64)
+    target = generator.integers(talkers, size=drawn)
+    noise = (target + 1 + generator.integers(talkers - 1, size=drawn)) % talkers
+    said = (generator.random(drawn) * pool.counts[target]).astype(np.int64)
+    enrolled = _another(said, pool.counts[target], generator)
+    other = (generator.random(drawn) * pool.counts[noise]).astype(np.int64)
     files = np.stack([pool.first[target] + said, pool.first[noise] + other, pool.first[target] + enrolled], axis=1)
+    starts, lengths = _draw_pieces(pool, files, samples, enrolment_samples, generator)
+    ratios = generator.uniform(*snr_db, drawn).astype(np.float32)
+    if not both:
+        return target, files, starts, lengths, ratios
+    swapped = np.stack([files[:, 1], files[:, 0], pool.first[noise] + _another(other, pool.counts[noise], generator)], 1)
+    swapped_starts, swapped_lengths = _draw_pieces(pool, swapped, samples, enrolment_samples, generator)
+    swapped_starts[:, :2] = starts[:, 1::-1]
+    pairs = (target, noise), (files, swapped), (starts, swapped_starts), (lengths, swapped_lengths), (ratios, -ratios)
+    return tuple(np.stack(pair, axis=1).reshape(2 * drawn, *pair[0].shape[1:])[:count] for pair in pairs)
+
+
+def _another(drawn, counts, generator):
+    """Of each talker's `counts` utterances one that is not the one drawn."""
+    return (drawn + 1 + (generator.random(len(drawn)) * (counts - 1)).astype(np.int64)) % counts
+
+
+def _draw_pieces(pool, files, samples, enrolment_samples, generator):
+    """(starts [count, 3], enrolment lengths [count]) of files [count, 3]."""
     whole = pool.files.samples[files]
     lengths = whole[:, 2] if not enrolment_samples else np.minimum(whole[:, 2], enrolment_samples)
-    spare = np.maximum(0, whole - np.stack([np.full(count, samples)] * 2 + [lengths], axis=1))
-    starts = (generator.random(files.shape) * (spare + 1)).astype(np.int64)
-    return target, files, starts, lengths, generator.uniform(*snr_db, count).astype(np.float32)
+    spare = np.maximum(0, whole - np.stack([np.full(len(files), samples)] * 2 + [lengths], axis=1))
+    return (generator.random(files.shape) * (spare + 1)).astype(np.int64), lengths
 
 
 def mixed_batches(
@@ -478,6 +496,7 @@ def mixed_batches(
     skip=0,
     enrolment_samples=0,
     snr_db=(0.0, 5.0),
+    both=False,
     gain_db=None,
     share=Share(),
 ):
@@ -492,10 +511,11 @@ def mixed_batches(
       batches: batches in an epoch.
       segment_samples: samples of every mixture.
       enrolment_samples: longest enrolment, a piece of longer ones; 0: whole ones.
-      snr_db, gain_db: ranges in dB, see `draw_mixed_triplets` and `training_batches`.
+      snr_db, both: see `draw_mixed_triplets`.
+      gain_db: range in dB, see `training_batches`; the two triplets of a mixture have gains of their own.
     """
     count = batches * batch_size
-    drawn = draw_mixed_triplets(pool, count, segment_samples, enrolment_samples, snr_db, seed, epoch)
+    drawn = draw_mixed_triplets(pool, count, segment_samples, enrolment_samples, snr_db, seed, epoch, both)
     labels, files, starts, lengths, ratios = (array.reshape(batches, batch_size, *array.shape[1:]) for array in drawn)
     gains = _draw_gains(gain_db, labels.shape, np.random.default_rng((seed, epoch, 15)))
     read_file = pool.files.reader()

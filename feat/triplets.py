@@ -180,6 +180,15 @@ def read_durations(path):
         raise UserError(f"{path}: {error}; a line is an utterance and its seconds") from error
 
 
+def talkers_of_triplet(name):
+    """(target, interferer) in the name of an entry of any of the layouts. Raises UserError if it has none."""
+    match = _match_key(name)
+    if match:
+        first, second, enrolled = (utterance[:3] for utterance in match.groups())
+        return enrolled, second if first == enrolled else first
+    return _ids("talkers by name", name)
+
+
 def speakers_of(triplets):
     """Talkers in the order of their labels, to number another set with."""
     labels = {triplet.label: triplet.speaker for triplet in triplets if triplet.label != UNKNOWN}
@@ -229,11 +238,15 @@ def _ids(folder, name):
 
 def _utterances_of_key(folder, key):
     """(utt1, utt2, auxiliary utterance) of a key."""
-    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-    match = re.fullmatch(rf"(.+?)_{number}_(.+?)_{number}_(.+)", key)
+    match = _match_key(key)
     if match is None:
         raise UserError(f"{folder}: {key!r} is not a key like UTT1_SNR1_UTT2_SNR2_AUX; mend the lists")
     return match.groups()
+
+
+def _match_key(key):
+    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+    return re.fullmatch(rf"(.+?)_{number}_(.+?)_{number}_(.+)", key)
 
 
 def _read_table(path):

@@ -46,6 +46,7 @@ from feat.sentences import SENTENCES
 ENGINE_RATE_HZ = 22050
 SENTENCES_PER_UTTERANCE = 2
 LEVEL_DB = -26  # of an utterance, rms against full scale
+HIGHEST_PEAK = 0.999
 LARGEST_PEAK = 3  # over the 99th percentile of the sample sizes; most talkers stay between 1.7 and 2.5
 LONGEST_MEAN_S = 6.0  # an upper estimate of the mean length of an utterance, for the disk
 
@@ -233,7 +234,7 @@ def shape_utterance(samples, sample_rate):
       sample_rate: Hz of the result.
 
     Returns:
-      float64 [samples] with 50 ms before and 100 ms after the speech, at -26 dB rms.
+      float64 [samples] with 50 ms before and 100 ms after the speech, at -26 dB rms, or less where that would clip.
     """
     loud = np.flatnonzero(np.abs(samples.astype(int)) > 65)
     begin, end = max(0, loud[0] - ENGINE_RATE_HZ // 20), loud[-1] + ENGINE_RATE_HZ // 10
@@ -241,7 +242,7 @@ def shape_utterance(samples, sample_rate):
     # Some voices click now and then, up to 30 dB above their speech; every mixture would be scaled to that.
     limit = LARGEST_PEAK * np.percentile(np.abs(x), 99)
     x = resample(np.clip(x, -limit, limit), ENGINE_RATE_HZ, sample_rate)
-    return x * (10 ** (LEVEL_DB / 20) / np.sqrt(np.mean(x**2)))
+    return x * min(10 ** (LEVEL_DB / 20) / np.sqrt(np.mean(x**2)), HIGHEST_PEAK / np.abs(x).max())
 
 
 def _speech(folder, talker, utterances, sample_rate, seed):

@@ -145,8 +145,12 @@ def frame_statistics(x, frame_mask=None):
     """
     x = ops.cast(x, "float32")
     count = value_count(x, frame_mask)
-    mean = ops.sum(x, axis=(-2, -1), keepdims=True) / count
-    power = ops.sum(ops.square(x), axis=(-2, -1), keepdims=True) / count
+    # Axis by axis in other runtimes, as in GlobalNorm.
+    axes = (-2, -1) if portable() else ((-2, -1),)
+    mean, power = x, ops.square(x)
+    for axis in axes:
+        mean, power = (ops.sum(y, axis=axis, keepdims=True) for y in (mean, power))
+    mean, power = mean / count, power / count
     return mean, ops.maximum(power - ops.square(mean), 0.0)
 
 

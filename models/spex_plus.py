@@ -279,6 +279,25 @@ class SpexPlus(keras.Model):
             enrolled //= 3
         return total + enrolled * _size(self.speaker_output)
 
+    def start_as_fourier(self):
+        """Gives encoders and decoders the values of a short-time Fourier transform; training goes on from there.
+
+        A filter is a sine or cosine under the root of a Hann window, or the negative of one, so that the rectified
+        filters hold the whole spectrum; bins are taken from the lowest up, four filters each, as far as the filters
+        go. Filters beyond the highest bin keep their values. The short window with 2 * samples filters then gives the
+        mixture back where its mask is 1.
+        """
+        for (encoder, encoder_bias), (decoder, decoder_bias), window in zip(self.encoders, self.decoders, self.windows):
+            fourier = fourier_filters(window)[:, : self.filters]
+            kernel = ops.convert_to_numpy(encoder).copy()
+            kernel[:, 0, : fourier.shape[1]] = fourier
+            encoder.assign(kernel)
+            kernel = ops.convert_to_numpy(decoder).copy()
+            kernel[:, 0, : fourier.shape[1]] = fourier * self.hop / window
+            decoder.assign(kernel)
+            for bias in (encoder_bias, decoder_bias):
+                bias.assign(np.zeros(bias.shape, np.float32))
+
     # Parts --------------------------------------------------------------------------------------------
 
     def encode(self, waveforms):
@@ -358,7 +377,7 @@ class SpexPlus(keras.Model):
         for branch in branches:
             i = BRANCHES.index(branch)
             size = (ops.shape(encoded)[0], count, self.filters)
-            chosen = self._mask(self.masks[i](x)) * ops.slice(encoded, (0, 0, i * self.filters), size)
+            chosen = apply_mask(self.mask, self.masks[i](x)) * ops.slice(encoded, (0, 0, i * self.filters), size)
             if masked:
                 chosen = chosen * ops.cast(frame_mask, chosen.dtype)
             estimate = fit(self._decode(chosen, i), length)
@@ -367,11 +386,6 @@ class SpexPlus(keras.Model):
                 estimate = zero_behind(estimate, end)
             estimates[branch] = estimate
         return estimates
-
-    def _mask(self, x):
-        if self.mask in ("relu", "sigmoid"):
-            return getattr(ops, self.mask)(x)
-        return ops.softmax(x, axis=0 if self.mask == "batch_softmax" else -1)
 
     def _decode(self, x, i):
         """[batch, frames, filters] -> [batch, (frames - 1) hop + window]."""
@@ -389,6 +403,30 @@ class SpexPlus(keras.Model):
         return {"name": self.name} | self.settings
 
 
+def fourier_filters(window):
+    """[window, 2 window] float32: under the root of a Hann window, every sine and cosine and their negatives.
+
+    Columns have unit norm; bins ascend.
+    """
+    time = np.arange(window)
+    root = np.sin(np.pi * (time + 0.5) / window)
+    columns = []
+    for bin_ in range(window // 2 + 1):
+        for wave in (np.cos, np.sin):
+            column = root * wave(2 * np.pi * bin_ * (time + 0.5) / window)
+            norm = np.linalg.norm(column)
+            if norm > 1e-6:
+                columns += [column / norm, -column / norm]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
 def _size(layer):
     """Weights of the kernel of a 1x1 convolution."""
     return int(np.prod(layer.kernel.shape))
+
+
+def apply_mask(kind, x):
+    """Masks of one of MASKS from what the last layer gives, [batch, frames, filters]."""
+    if kind in ("relu", "sigmoid"):
+        return getattr(ops, kind)(x)
+    return ops.softmax(x, axis=0 if kind == "batch_softmax" else -1)

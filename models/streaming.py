@@ -9,9 +9,6 @@ The networks are those of models/dense_unet.py and models/grouping.py with their
 - cumulative norms carry their mean and variance.
 """
 
-import functools
-
-import keras
 import numpy as np
 from keras import ops
 
@@ -20,18 +17,28 @@ from models.dense_unet import frequency_padding, skip_crops, uncompress
 from models.grouping import OnlineClustering
 from models.losses import permute_frames
 from models.spectral import FADE, sqrt_hann
+from models.streaming_blocks import (
+    Affine,
+    CumulativeMoments,
+    StreamingConvBlock,
+    WaveformStream,
+    pointwise,
+    tensor,
+    to_numpy,
+    total,
+)
 
-MOST_FRAMES = 32  # in one call of the networks; memory grows with it
 INPUT_SUMS = (conv.PAIRS @ conv.INPUT_SUMS).astype("float32")
 OUTPUT_SUMS = (conv.OUTPUT_SUMS @ conv.PAIRS).astype("float32")
 
 
-class StreamingSeparator:
+class StreamingSeparator(WaveformStream):
     """Separates one recording block by block. One per stream.
 
     Concatenated, the outputs are `istft` (parity off) of the causal networks' estimates on the `stft` of the whole
     recording, put in order by `OnlineClustering`: as many samples as came in. A sample comes out as soon as the last
-    window that covers it has come in, so that the algorithmic latency is that window and the block.
+    window that covers it has come in, so that the algorithmic latency is that window and the block. Samples behind the
+    last whole window are 0, as those of `istft`; who wants them separated adds zeros before `flush`.
 
     Args:
         unet: causal DenseUNet.
@@ -48,78 +55,30 @@ class StreamingSeparator:
         for model in filter(None, (unet, grouping)):
             if not model.causal:
                 raise ValueError(f"{model.name} looks at frames to come; only causal networks can stream")
-        self.talkers, self.fft_size, self.hop_size = unet.talkers, fft_size, hop_size
+        # Last of the parts are the squared windows.
+        super().__init__(unet.talkers, fft_size, hop_size, parts=unet.talkers + 1)
+        self.talkers, self.fft_size = unet.talkers, fft_size
         self.networks = StreamingNetworks(unet, grouping)
         self.window = sqrt_hann(fft_size)
         self.reset()
         self._step = compile(self.networks, self._state, np.zeros((1, unet.bins, 2), "float32"))
 
     def reset(self):
-        """Forgets the recording."""
+        super().reset()
         self._state = self.networks.initial_state()
-        self._frames = 0
-        self._samples = np.zeros(0)  # that came in and are not yet the start of a frame
-        self._received = self._returned = 0
-        # Overlapping frames of the talkers, and last their squared windows.
-        self._tail = np.zeros((self.talkers + 1, max(self.fft_size - self.hop_size, 0)))
 
-    def step(self, samples):
-        """Takes the next samples, [n], any number; returns those of the talkers that are ready, float32 [talkers, m]."""
-        samples = np.asarray(samples)
-        if samples.ndim != 1:
-            raise ValueError(f"samples of shape {samples.shape}; one channel, [samples], is needed")
-        self._received += len(samples)
-        self._samples = np.concatenate([self._samples, samples])
-        ready = []
-        while (count := (len(self._samples) - self.fft_size) // self.hop_size + 1) > 0:
-            # The first frame by itself: norms then measure the others from its mean, in which float32 loses less.
-            count = min(count, MOST_FRAMES) if self._frames else 1
-            ready.append(self._advance(count))
-        return self._cut(ready)
-
-    def flush(self):
-        """Ends the recording: the samples still to come, float32 [talkers, m]. The next `step` begins another one.
-
-        Samples behind the last whole window are 0, as those of `istft`; who wants them separated adds zeros first.
-        """
-        ready = self._cut([self._divide(self._tail)])
-        missing = self._received - self._returned
-        self.reset()
-        return np.pad(ready, ((0, 0), (0, missing)))
-
-    def _advance(self, count):
-        """Runs the next frames; the samples that no later frame covers, [talkers, count * hop]."""
-        size, hop = self.fft_size, self.hop_size
-        framed = np.lib.stride_tricks.sliding_window_view(self._samples, size)[: count * hop : hop]
-        spectra = np.fft.rfft(framed * self.window)
-        frames = np.stack([spectra.real, spectra.imag], axis=-1).astype("float32")
-        self._state, estimates = self._step(self._state, ops.convert_to_tensor(frames))
-        self._samples = self._samples[count * hop :]
-        self._frames += count
+    def _run(self, frames):
+        spectra = np.fft.rfft(frames * self.window)
+        spectra = np.stack([spectra.real, spectra.imag], axis=-1).astype("float32")
+        self._state, estimates = self._step(self._state, ops.convert_to_tensor(spectra))
         estimates = ops.convert_to_numpy(estimates)
-        pieces = np.empty((self.talkers + 1, count, size))
-        pieces[:-1] = np.fft.irfft(estimates[..., 0] + 1j * estimates[..., 1], size) * self.window
+        pieces = np.empty((self.parts, len(frames), self.fft_size))
+        pieces[:-1] = np.fft.irfft(estimates[..., 0] + 1j * estimates[..., 1], self.fft_size) * self.window
         pieces[-1] = np.square(self.window)
-        covered = (count - 1) * hop + max(size, hop)
-        signal = np.zeros((len(pieces), covered))
-        signal[:, : self._tail.shape[1]] = self._tail
-        # One addition for each residue class of frames: those of a class do not overlap.
-        apart = -(-size // hop)
-        for first in range(min(apart, count)):
-            some = pieces[:, first::apart]
-            index = (hop * (first + apart * np.arange(some.shape[1]))[:, None] + np.arange(size)).ravel()
-            signal[:, index] += some.reshape(len(pieces), -1)
-        self._tail = signal[:, count * hop :]
-        return self._divide(signal[:, : count * hop])
+        return pieces
 
-    def _divide(self, signal):
+    def _finish(self, signal):
         return signal[:-1] / np.maximum(signal[-1], FADE * self.fft_size / 2 / self.hop_size)
-
-    def _cut(self, ready):
-        ready = np.concatenate([np.zeros((self.talkers, 0)), *ready], axis=1)
-        ready = ready[:, : self._received - self._returned].astype("float32")
-        self._returned += ready.shape[1]
-        return ready
 
 
 class StreamingNetworks:
@@ -154,32 +113,6 @@ class StreamingNetworks:
 #
 # Maps are [rows, frames, channels], there being one recording. In reshapes the number of frames is -1, so that nothing
 # has to be computed at run time: with few frames, time goes by the number of operations.
-
-
-class Affine:
-    """x -> scale * x + offset, by channel: what a batch norm does, or the end of another norm."""
-
-    def __init__(self, scale, offset):
-        # What gives 0 must exist; so small a scale still does nothing.
-        self.scale = np.where(np.abs(scale) < 1e-9, 1e-9, scale)
-        self.offset = offset
-        self.root = -self.offset / self.scale
-
-    @classmethod
-    def identity(cls, channels):
-        return cls(np.ones(channels), np.zeros(channels))
-
-    @classmethod
-    def of(cls, norm):
-        gamma, beta = to_numpy(norm.gamma), to_numpy(norm.beta)
-        if not isinstance(norm, keras.layers.BatchNormalization):
-            return cls(gamma, beta)
-        scale = gamma / np.sqrt(to_numpy(norm.moving_variance) + norm.epsilon)
-        return cls(scale, beta - to_numpy(norm.moving_mean) * scale)
-
-    def fold(self, kernel, bias):
-        """(kernel, bias) [in, filters], [filters] that do to x what the given ones do to scale * x + offset."""
-        return self.scale[:, None] * kernel, bias + self.offset @ kernel
 
 
 class StreamingDenseUNet:
@@ -359,7 +292,7 @@ class StreamingGrouping:
         self.epsilon = model.input_norm.epsilon
         self.input = [tensor(x) for x in (model.input_conv.kernel, model.input_conv.bias)]
         self.input_affine = [tensor(x) for x in (model.input_norm.gamma, model.input_norm.beta)]
-        self.blocks = [[StreamingResidualBlock(block) for block in blocks] for blocks in model.residuals]
+        self.blocks = [[streaming_residual_block(block) for block in blocks] for blocks in model.residuals]
         self.scales = [float(to_numpy(scale)[0]) for scale in model.block_scales]
         self.embed = [tensor(x) for x in (model.embed.kernel, model.embed.bias)]
 
@@ -368,8 +301,7 @@ class StreamingGrouping:
         norms = len(self.features) + 1 + 2 * len(residuals)
         return {
             "histories": [tensor(block.history) for block in residuals],
-            "count": tensor(np.zeros(())),
-            "moments": tensor(np.zeros((2, norms))),  # mean and variance of all frames so far, of every norm
+            **CumulativeMoments.initial_state(norms),
         }
 
     def __call__(self, state, frames, estimates):
@@ -393,105 +325,18 @@ class StreamingGrouping:
             if scale:
                 summed.append(x if scale == 1 else scale * x)
         embeddings = ops.tanh(pointwise(total(summed), *self.embed))
-        count, moments = norm.after()
-        state = {"histories": histories, "count": count, "moments": moments}
+        state = {"histories": histories} | norm.after()
         return state, ops.reshape(embeddings, (-1, self.per_frame, self.embedding_dim))
 
 
-class StreamingResidualBlock:
-    """Causal ResidualBlock: (state, x [frames, bottleneck], norm) -> (state, the same)."""
-
-    def __init__(self, block):
-        self.expand = [tensor(x) for x in (block.expand.kernel, block.expand.bias)]
-        self.expand_prelu, self.depthwise_prelu = PReLU(block.expand_prelu), PReLU(block.depthwise_prelu)
-        affine = Affine.of(block.expand_norm)
-        taps = to_numpy(block.depthwise.kernel)[..., 0]
-        self.taps = [tensor(tap * affine.scale) for tap in taps]
-        self.bias = tensor(taps.sum(axis=0) * affine.offset)
-        self.dilation = block.depthwise.dilation
-        self.history = np.tile(affine.root, (2 * self.dilation, 1))
-        affine = Affine.of(block.depthwise_norm)
-        self.reduce = [tensor(x) for x in affine.fold(to_numpy(block.reduce.kernel), to_numpy(block.reduce.bias))]
-
-    def __call__(self, history, x, norm):
-        y = norm(self.expand_prelu(pointwise(x, *self.expand)))
-        far = 2 * self.dilation
-        past = ops.concatenate([history, y], axis=0)
-        shifted = [past[:-far], past[self.dilation : -self.dilation], y]
-        y = total([x * tap for x, tap in zip(shifted, self.taps)]) + self.bias
-        y = norm(self.depthwise_prelu(y))
-        return past[-far:], x + pointwise(y, *self.reduce)
-
-
-class PReLU:
-    """keras.layers.PReLU in few operations."""
-
-    def __init__(self, layer):
-        alpha = to_numpy(layer.alpha).reshape(-1)
-        self.alpha, self.simple = tensor(alpha), np.all(alpha <= 1)
-
-    def __call__(self, x):
-        if self.simple:
-            return ops.maximum(x, self.alpha * x)
-        return ops.maximum(x, 0.0) + self.alpha * ops.minimum(x, 0.0)
-
-
-class CumulativeMoments:
-    """CumulativeNorm without scale and offset, for all norms of a network, called on one after the other.
-
-    Args:
-        count: frames so far.
-        moments: [2, norms], mean and variance of these, of every norm.
-        frames: number of frames to come.
-        epsilon: of the norms.
-    """
-
-    def __init__(self, count, moments, frames, epsilon):
-        self.means, variances = ops.unstack(moments, axis=0)
-        # Sums of the deviations from the mean of the frames before, which is 0, and of their squares.
-        starts = ops.stack([ops.zeros_like(variances), variances * count], axis=1)
-        self.starts = iter(zip(ops.unstack(self.means), ops.unstack(starts)))
-        self.counts = count + ops.cast(ops.arange(1, frames + 1), "float32")
-        self.inverse = (1.0 / self.counts)[:, None]
-        self.epsilon = epsilon
-        self.shifts, self.variances = [], []
-
-    def __call__(self, x):
-        features = list(range(1, x.ndim))
-        mean, start = next(self.starts)
-        x = x - mean  # E[x^2] - m^2 cancels less then
-        moments = ops.stack([ops.mean(x, features), ops.mean(ops.square(x), features)], axis=1)
-        shift, square = ops.split((ops.cumsum(moments, axis=0) + start) * self.inverse, 2, axis=1)
-        variance = ops.maximum(square - ops.square(shift), 0.0)
-        scale = ops.rsqrt(variance + self.epsilon)
-        self.shifts.append(shift)
-        self.variances.append(variance)
-        if x.ndim > 2:
-            shift, scale = (ops.reshape(y, (-1, *[1] * len(features))) for y in (shift, scale))
-        return (x - shift) * scale
-
-    def after(self):
-        """(count, moments) with the frames that came."""
-        shifts, variances = (ops.concatenate(x, axis=1)[-1] for x in (self.shifts, self.variances))
-        return self.counts[-1], ops.stack([self.means + shifts, variances])
-
-
-def pointwise(x, kernel, bias):
-    """[any, in] or [rows, frames, in] @ [in, filters] + bias"""
-    if x.ndim == 2:
-        return ops.matmul(x, kernel) + bias
-    flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), kernel) + bias
-    return ops.reshape(flat, (x.shape[0], -1, kernel.shape[-1]))
-
-
-def total(tensors):
-    """Their sum; that of Python begins with an addition to 0."""
-    return functools.reduce(ops.add, tensors)
-
-
-def to_numpy(weight):
-    return np.asarray(ops.convert_to_numpy(getattr(weight, "value", weight)), "float64")
-
-
-def tensor(x):
-    return ops.convert_to_tensor(to_numpy(x).astype("float32"))
+def streaming_residual_block(block):
+    """StreamingConvBlock of a causal ResidualBlock."""
+    return StreamingConvBlock(
+        block.expand,
+        (block.expand_prelu, block.depthwise_prelu),
+        (block.expand_norm, block.depthwise_norm),
+        to_numpy(block.depthwise.kernel)[..., 0],
+        None,
+        block.depthwise.dilation,
+        block.reduce,
+    )

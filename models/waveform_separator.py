@@ -81,11 +81,47 @@ class DeepCasaSeparator(keras.Model):
 
 
 @keras.saving.register_keras_serializable("deep_casa")
-class OneRecording(keras.Model):
-    """A separator without the axis of the batch: [samples] -> [talkers, samples].
+class TargetExtractor(keras.Model):
+    """SpEx+ from the waveforms of a mixture and an enrolment to that of the enrolled talker, in one graph.
+
+    Call: [1, samples], [1, samples'] -> [1, 1, samples], float32, at the rate of training: the short window's estimate,
+    as loud as it is in the mixture by least squares. A mixture that is shorter than a window is filled up with zeros, an
+    enrolment that is too short repeated.
 
     Args:
-        separator: model of [batch, samples] -> [batch, talkers, samples].
+        model: SpexPlus.
+    """
+
+    def __init__(self, model, **kwargs):
+        super().__init__(**{"name": "target_extractor"} | kwargs)
+        self.model = model
+        self.built = True  # as the model is
+
+    def call(self, mixture, enrolment):
+        samples, enrolled = ops.shape(mixture)[1], ops.shape(enrolment)[1]
+        again = ops.arange(ops.maximum(enrolled, self.model.shortest_enrolment)) % enrolled
+        embedding = self.model.embed(ops.take(enrolment, again, axis=1))
+        padded = ops.pad(mixture, ((0, 0), (0, ops.maximum(self.model.windows[0] - samples, 0))))
+        estimate = ops.slice(self.model.extract(padded, embedding)["short"], (0, 0), (1, samples))
+        # As products of matrices, which runtimes do not sum up one by one.
+        column = ops.transpose(estimate)
+        level = ops.matmul(mixture, column) / ops.maximum(ops.matmul(estimate, column), 1e-9)
+        return ops.expand_dims(level * estimate, 1)
+
+    def get_config(self):
+        return {"name": self.name, "model": keras.saving.serialize_keras_object(self.model)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config | {"model": keras.saving.deserialize_keras_object(config["model"])})
+
+
+@keras.saving.register_keras_serializable("deep_casa")
+class OneRecording(keras.Model):
+    """A separator without the axis of the batch: [samples] -> [talkers, samples], or of several waveforms.
+
+    Args:
+        separator: model of [batch, samples], once or several times, -> [batch, talkers, samples].
     """
 
     def __init__(self, separator, **kwargs):
@@ -93,8 +129,8 @@ class OneRecording(keras.Model):
         self.separator = separator
         self.built = separator.built
 
-    def call(self, waveform):
-        return ops.squeeze(self.separator(ops.expand_dims(waveform, 0)), 0)
+    def call(self, *waveforms):
+        return ops.squeeze(self.separator(*(ops.expand_dims(waveform, 0) for waveform in waveforms)), 0)
 
     def get_config(self):
         return {"name": self.name, "separator": keras.saving.serialize_keras_object(self.separator)}

@@ -8,7 +8,7 @@
     python nn/benchmark.py --measure features                   features, against loops over frames
     python nn/benchmark.py --measure loop                       what the training loop adds to the bare step
     python nn/benchmark.py --measure devices --batch_size 2     two virtual devices against one, on the same threads
-    python nn/benchmark.py --measure streaming --threads 1      can causal Deep CASA keep up, block by block?
+    python nn/benchmark.py --measure streaming --threads 1      can a causal system keep up, block by block?
 
 Times are medians. CPU seconds are those of the whole process and depend less on what else the machine does.
 """
@@ -27,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from feat import dataset
+from feat import dataset, triplet_dataset, triplets
 from feat.audio import write_pcm16
 from feat.feat_gen import compute_features, generate, settings_from_flags
 from feat.files import UserError, run_script, write_text
@@ -35,14 +35,15 @@ from feat.stft import num_frames, num_samples, sqrt_hann
 from models.mimo_tasnet import WIRINGS, MimoTasnet
 from models.spex_plus import SAMPLE_RATES, VARIANTS, SpexPlus
 from models.streaming import StreamingSeparator
+from models.streaming_tasnet import StreamingExtractor
 from nn import cost, deep_casa, devices, learning_rate, train
 from nn.binaural_tasnet import BinauralSeparation
 from nn.optimizers import make_optimizer
-from nn.separate import compile_step
 from nn.seq_group import SequentialGroupingObjective
 from nn.simul_group import SimultaneousGrouping
 from nn.spex_plus import TargetExtraction
 from nn.step import TrainStep
+from nn.streams import compile_step
 
 FLAGS = flags.FLAGS
 
@@ -59,9 +60,20 @@ def make_sequential_grouping():
     return model, SequentialGroupingObjective(model)
 
 
+SPEX_PLUS_SIZES = dict(
+    repeats="n_tcn_block",
+    dilations="n_dilation_each_block",
+    units="n_dilated_units",
+    bottleneck="n_bottle",
+    embedding_dim="embedding_dim",
+)
+
+
 def make_spex_plus():
-    """(model, objective) of SpEx+, as published."""
-    model = SpexPlus(**VARIANTS[FLAGS.variant])
+    """(model, objective) of SpEx+, as published but for sizes that were given and, with --causal, cumulative norms."""
+    settings = VARIANTS[FLAGS.variant] | (dict(causal=True, norm="cumulative") if FLAGS.causal else {})
+    settings |= {name: FLAGS[flag].value for name, flag in SPEX_PLUS_SIZES.items() if FLAGS[flag].present}
+    model = SpexPlus(**settings)
     return model, TargetExtraction(model, whole=True)
 
 
@@ -78,7 +90,7 @@ SYSTEMS = {
     "spex_plus": (make_spex_plus, lambda batch: {"mixture": batch["mixture"], "enrolment": batch["enrolment"]}),
     "mimo_tasnet": (make_mimo_tasnet, lambda batch: batch["mixture"]),
 }
-COST_ALONE = ("spex_plus", "mimo_tasnet")
+COST_ALONE = ("mimo_tasnet",)
 
 
 def make_batch(system, settings, batch_size, seconds):
@@ -91,12 +103,14 @@ def make_batch(system, settings, batch_size, seconds):
         return random_batch(settings, batch_size, seconds)
     rate = SAMPLE_RATES[FLAGS.variant]
     generator = np.random.default_rng(0)
+    lengths_of = (("", "mixture"), ("enrolment_", "enrolment"))
     lengths = dict(mixture=seconds, target=seconds, enrolment=FLAGS.enrolment_seconds or seconds)
     batch = {
         name: generator.standard_normal((batch_size, int(length * rate)), np.float32)
         for name, length in lengths.items()
     }
-    batch["speaker"] = np.zeros(batch_size, np.int32)
+    batch |= {name: np.zeros(batch_size, np.int32) for name in ("speaker", "index")}
+    batch |= {f"{before}samples": np.full(batch_size, batch[name].shape[1], np.int32) for before, name in lengths_of}
     return {key: tf.constant(value) for key, value in batch.items()}
 
 
@@ -148,6 +162,13 @@ def measure_cost(system, settings, batch_size, seconds, repeats):
     macs = count_macs(model, inputs_of(batch))
     forward = tf.function(lambda batch: model(inputs_of(batch)), input_signature=[spec])
     forward_cpu, forward_wall = time_calls(lambda: tf.nest.flatten(forward(batch))[0].numpy(), repeats)
+    extraction = {}
+    if system == "spex_plus":
+        extract = tf.function(
+            lambda batch: model.extract(batch["mixture"], model.embed(batch["enrolment"]))["short"],
+            input_signature=[spec],
+        )
+        extraction["extraction_cpu_s"], _ = time_calls(lambda: extract(batch).numpy(), repeats)
     step = make_step(model, objective, batch_size, spec)
     step_cpu, step_wall = time_calls(lambda: step([batch], 1e-4)["loss"].numpy(), repeats)
     return {
@@ -155,6 +176,7 @@ def measure_cost(system, settings, batch_size, seconds, repeats):
         "gmacs_per_second_of_audio": macs / 1e9 / (batch_size * seconds),
         "forward_cpu_s": forward_cpu,
         "forward_wall_s": forward_wall,
+        **extraction,
         "real_time_factor": forward_wall / (batch_size * seconds),
         "training_step_cpu_s": step_cpu,
         "training_step_wall_s": step_wall,
@@ -187,31 +209,21 @@ def time_ratio(first, second, repeats):
 
 
 def measure_input(system, settings, batch_size, seconds, repeats):
-    """Wall time of a stage-1 training step on batches that are read, over that on a batch held in memory."""
-    model, objective = make_dense_unet()
-    names = [f"mixture{i}" for i in range(4 * batch_size)]
-    generator = np.random.default_rng(0)
+    """Wall time of a training step of stage 1 or SpEx+ on batches that are read, over that on one held in memory."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = dataclasses.replace(settings, data_folder=folder, feat_folder=f"{folder}/feat")
-        for name in names:
-            sources = 0.1 * generator.standard_normal((settings.talkers, int(seconds * settings.sample_rate)))
-            signals = [*sources.clip(-0.4, 0.4), sources.sum(axis=0).clip(-0.9, 0.9)]
-            for path, signal in zip(settings.wav_paths("tr", name), signals):
-                write_pcm16(path, signal, settings.sample_rate)
-        generate(settings, {"tr": names}, 1)
+        files = triplet_files if system == "spex_plus" else mixture_files
         found, step = {}, None
-        for kind, utterances in (
-            ("cached", dataset.cached_utterances(settings, "tr", names)),
-            ("on_the_fly", dataset.wav_utterances(settings, "tr", names)),
-        ):
+        for kind, batches_of in files(folder, settings, batch_size, seconds).items():
 
-            def batches(utterances=utterances):
+            def batches(batches_of=batches_of):
                 for epoch in itertools.count():
-                    yield from dataset.training_batches(utterances, batch_size, 0, epoch)
+                    yield from batches_of(epoch)
 
             stream = batches()
             held = next(stream)
-            step = step or make_step(model, objective, batch_size, dataset.free_lengths(held))
+            if step is None:
+                model, objective = (make_spex_plus if system == "spex_plus" else make_dense_unet)()
+                step = make_step(model, objective, batch_size, dataset.free_lengths(held))
 
             def run(batch, step=step):
                 step([batch], 1e-4)["loss"].numpy()
@@ -222,13 +234,51 @@ def measure_input(system, settings, batch_size, seconds, repeats):
     return {f"{kind}_over_in_memory": ratio for kind, ratio in found.items()}
 
 
+def mixture_files(folder, settings, batch_size, seconds):
+    """{kind of input of stage 1: epoch -> batches} on noise written to a folder."""
+    names = [f"mixture{i}" for i in range(4 * batch_size)]
+    generator = np.random.default_rng(0)
+    settings = dataclasses.replace(settings, data_folder=folder, feat_folder=f"{folder}/feat")
+    for name in names:
+        sources = 0.1 * generator.standard_normal((settings.talkers, int(seconds * settings.sample_rate)))
+        signals = [*sources.clip(-0.4, 0.4), sources.sum(axis=0).clip(-0.9, 0.9)]
+        for path, signal in zip(settings.wav_paths("tr", name), signals):
+            write_pcm16(path, signal, settings.sample_rate)
+    generate(settings, {"tr": names}, 1)
+    found = {
+        "cached": dataset.cached_utterances(settings, "tr", names),
+        "on_the_fly": dataset.wav_utterances(settings, "tr", names),
+    }
+    return {
+        kind: lambda epoch, utterances=utterances: dataset.training_batches(utterances, batch_size, 0, epoch)
+        for kind, utterances in found.items()
+    }
+
+
+def triplet_files(folder, settings, batch_size, seconds):
+    """{kind of input of SpEx+: epoch -> batches} on noise written to a folder."""
+    rate = SAMPLE_RATES[FLAGS.variant]
+    generator = np.random.default_rng(0)
+    for i in range(4 * batch_size):
+        paths = triplets.triplet_paths(folder, triplets.part_stem(i % 2, (i + 1) % 2, i))
+        for kind, path in paths.items():
+            length = FLAGS.enrolment_seconds or seconds if kind == "enrolment" else seconds
+            write_pcm16(path, generator.standard_normal(int(length * rate)).clip(-3, 3) / 10, rate)
+    found = triplet_dataset.triplet_set(triplets.read_triplets(folder), rate)
+    return {"on_the_fly": lambda epoch: triplet_dataset.training_batches(found, batch_size, 0, epoch)}
+
+
 def measure_loop(system, settings, batch_size, seconds, repeats):
     """Wall time of a step of the training loop, with all its logging, over that of the bare compiled step."""
     strategy = devices.make_strategy()
     with strategy.scope():
         model, objective = SYSTEMS[system][0]()
-    batch = random_batch(settings, batch_size, seconds)
+    batch = make_batch(system, settings, batch_size, seconds)
     step = make_step(model, objective, batch_size, dataset.free_lengths(batch), strategy)
+    hop, rate = settings.hop_size, settings.sample_rate
+    lengths = dict(length_key="frames", seconds_per_frame=hop / rate)
+    if system == "spex_plus":
+        lengths = dict(length_key="samples", seconds_per_frame=1 / SAMPLE_RATES[FLAGS.variant])
     epochs = learning_rate.Epochs(2 * repeats * batch_size, batch_size, 1)
     task = train.Task(
         system=system,
@@ -242,7 +292,7 @@ def measure_loop(system, settings, batch_size, seconds, repeats):
         score="loss",
         higher_is_better=False,
         worst_score=0.0,
-        seconds_per_frame=settings.hop_size / settings.sample_rate,
+        **lengths,
     )
     with tempfile.TemporaryDirectory() as folder:
         options = train.TrainOptions(folder, "benchmark", strategy, log_steps=10)
@@ -262,7 +312,8 @@ def measure_devices(system, settings, batch_size, seconds, repeats):
             model, objective = SYSTEMS[system][0]()
 
         def pieces(share):
-            return tf.data.Dataset.from_tensors(random_batch(settings, share.piece_size(batch_size), seconds)).repeat()
+            piece = make_batch(system, settings, share.piece_size(batch_size), seconds)
+            return tf.data.Dataset.from_tensors(piece).repeat()
 
         distributed = devices.distribute(strategy, pieces)
         step = make_step(model, objective, batch_size, distributed.element_spec, strategy)
@@ -293,28 +344,34 @@ def measure_features(system, settings, batch_size, seconds, repeats):
 
 
 STREAMING_FRAMES = (1, 2, 4, 8, 16, 32)
+STREAMING_FRAMES_SPEX_PLUS = (8, 16, 32, 64, 128, 256)  # of 1.25 ms
 
 
 def measure_streaming(system, settings, batch_size, seconds, repeats):
-    """CPU seconds a second of audio, and the worst block as a share of its length, of both causal stages by block size.
+    """CPU seconds a second of audio, and the worst block as a share of its length, of a causal system by block size.
 
-    The least of `repeats` runs over `seconds` each.
+    Of Deep CASA both stages. The least of `repeats` runs over `seconds` each.
     """
     FLAGS.causal = True
-    stream = StreamingSeparator(
-        deep_casa.make_dense_unet(), deep_casa.make_grouping(), settings.fft_size, settings.hop_size, compile_step
-    )
-    noise = np.random.default_rng(0).standard_normal(settings.fft_size + int(seconds * settings.sample_rate))
+    if system == "spex_plus":
+        model, _ = make_spex_plus()
+        stream = StreamingExtractor(model, np.zeros(model.settings["embedding_dim"]), compile_step)
+        rate, block_frames = SAMPLE_RATES[FLAGS.variant], STREAMING_FRAMES_SPEX_PLUS
+    else:
+        networks = deep_casa.make_dense_unet(), deep_casa.make_grouping()
+        stream = StreamingSeparator(*networks, settings.fft_size, settings.hop_size, compile_step)
+        rate, block_frames = settings.sample_rate, STREAMING_FRAMES
+    noise = np.random.default_rng(0).standard_normal(stream.latency + int(seconds * rate))
     found = {}
-    for frames in STREAMING_FRAMES:
-        size = frames * settings.hop_size
-        block_seconds = size / settings.sample_rate
+    for frames in block_frames:
+        size = frames * stream.hop_size
+        block_seconds = size / rate
         factors, worst = [], []
         for _ in range(repeats + 1):  # the first warms up
             stream.reset()
-            stream.step(noise[: settings.fft_size])
+            stream.step(noise[: stream.latency])
             marks = [time.process_time()]
-            for start in range(settings.fft_size, len(noise) - size + 1, size):
+            for start in range(stream.latency, len(noise) - size + 1, size):
                 stream.step(noise[start : start + size])
                 marks.append(time.process_time())
             if len(marks) < 2:
@@ -363,6 +420,9 @@ def main(_):
     settings = settings_from_flags()
     if FLAGS.system in COST_ALONE and FLAGS.measure != "cost":
         raise UserError(f"--measure {FLAGS.measure}: not for {FLAGS.system}, whose cost alone is measured")
+    if FLAGS.system == "spex_plus" and FLAGS.measure == "features":
+        raise UserError("--measure features: spex_plus has none, it takes waveforms")
+    devices.set_precision()
     measure = MEASURES[FLAGS.measure]
     report = {
         "system": FLAGS.system,
@@ -387,7 +447,7 @@ if __name__ == "__main__":
     deep_casa.define_flags(learning_rate=1e-4, lr_decay=1.0)
     deep_casa.define_grouping_flags()
     flags.DEFINE_enum("system", "dense_unet", list(SYSTEMS), "the model")
-    flags.DEFINE_enum("variant", "seed", list(VARIANTS), "of spex_plus")
+    flags.DEFINE_enum("variant", "seed", list(VARIANTS), "of spex_plus, which --causal gives cumulative norms")
     flags.DEFINE_enum("wiring", "parallel", list(WIRINGS), "of mimo_tasnet")
     flags.DEFINE_float("enrolment_seconds", 0.0, "of spex_plus; 0: as long as the mixtures", lower_bound=0)
     flags.DEFINE_float("seconds", 1.0, "length of the mixtures", lower_bound=0.1)

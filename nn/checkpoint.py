@@ -27,6 +27,7 @@ SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 LOOP_STATE = "loop" + SUFFIX
 SAVING = ".saving_"  # start of the folder in which a checkpoint is written, before it is moved into place
 INDEX, DATA = ".index", ".data-00000-of-00001"
+THRESHOLD = ".threshold.json"  # see nn.extraction
 
 
 def weight_names(variables):
@@ -75,8 +76,8 @@ def remove_leftovers(folder):
 
 
 def remove(prefix):
-    """Deletes a checkpoint."""
-    for suffix in (INDEX, DATA):
+    """Deletes a checkpoint and what was measured with it."""
+    for suffix in (INDEX, DATA, THRESHOLD):
         if os.path.exists(prefix + suffix):
             os.remove(prefix + suffix)
 
@@ -118,8 +119,8 @@ def resolve(prefix):
 
 
 def fingerprint(prefix):
-    """Name and hash of the contents of a checkpoint."""
-    with open(resolve(prefix) + INDEX, "rb") as file:
+    """Name and hash of the contents of a checkpoint, ours or a PyTorch file."""
+    with open(prefix if torch_checkpoint.is_torch_file(prefix) else resolve(prefix) + INDEX, "rb") as file:
         return f"{resolve(prefix)} {hashlib.sha256(file.read()).hexdigest()}"
 
 
@@ -140,6 +141,19 @@ def require(prefix):
         raise UserError(
             f"{prefix}: no checkpoint here ({prefix}{INDEX} is missing); give the prefix without .index"
         )
+
+
+def find_best(given):
+    """Checkpoints of prefixes and of folders, below which every `best` is looked at. Raises UserError if there is none."""
+    prefixes = []
+    for path in map(os.fspath, given):
+        below = [path]
+        if os.path.isdir(path):
+            below = sorted(glob.glob(os.path.join(glob.escape(path), "**", "best"), recursive=True))
+            if not below:
+                raise UserError(f"{path}: no checkpoint marked best below it; give the prefix of one")
+        prefixes += below
+    return prefixes
 
 
 class Reader:

@@ -5,8 +5,8 @@
     python nn/demo.py --resume_model exp/deep_casa/models --examples_folder corpus/2speakers/wav8k/min/tt/mix
 
 Each --resume_model is a system to choose: the folder of its checkpoints, or its prefixes with commas between them;
-"NAME=" before it names it. The page is served on this machine alone unless --host says otherwise, asks nothing of
-any other, and the recordings are deleted with it.
+"NAME=" before it names it. SpEx+ also asks for a recording of the voice to extract. The page is served on this machine
+alone unless --host says otherwise, asks nothing of any other, and the recordings are deleted with it.
 """
 
 import contextlib
@@ -29,13 +29,14 @@ from matplotlib.figure import Figure
 from feat.audio import read_blocks, resample_blocks, wav_info
 from feat.files import UserError, brief, run_script
 from feat.stft import num_frames, num_samples, stft
-from nn.separate import Separator, list_inputs, output_paths, separate_file
+from nn.separate import Separator, list_inputs, output_paths, presence_lines, separate_file
 from nn.summaries import decibels, draw_spectrogram, figure_png
 
 FLAGS = flags.FLAGS
 
 TITLE = "Separate voices"
 EXAMPLES = 6
+PICTURE_SECONDS = 0.032  # of a frame, about
 COLUMNS = 1200  # of a picture, about its pixels: frames of longer recordings are averaged
 DELETE_EVERY, DELETE_AFTER = 600, 3600  # seconds; uploads and results, while the page is being served
 # Whatever gradio or a browser may think of, the page gets nothing from elsewhere and sends nothing there.
@@ -145,7 +146,7 @@ def spectrogram_png(path, magnitude, largest, seconds, sample_rate):
         file.write(figure_png(figure, dpi=120))
 
 
-def separate_recording(separator, path, folder, show):
+def separate_recording(separator, path, folder, show, enrolment=None):
     """Separates a recording into wavs and pictures in a folder.
 
     Args:
@@ -153,32 +154,36 @@ def separate_recording(separator, path, folder, show):
         path: the recording.
         folder: for the outputs.
         show: makes the progress bar, see separate_file.
+        enrolment: path of a recording of the wanted talker, for systems that need it.
 
     Returns:
         ([(wav, png)] of the mixture and every talker, a line about it).
 
     Raises:
-        UserError: the recording cannot be used.
+        UserError: a recording cannot be used.
     """
     info = wav_info(path)
     name = os.path.splitext(os.path.basename(path))[0]
     begin = time.perf_counter()
     outputs = output_paths(folder, name, separator.talkers, [None])
-    factor = separate_file(separator, path, outputs, show=show)
+    voice = separator.enrol(enrolment if separator.system.ENROLMENT else None)
+    factor, confidences = separate_file(separator, path, outputs, show=show, voice=voice)
     took = time.perf_counter() - begin
     mixture = os.path.join(folder, name + "_mixture.wav")
     write_mixture(path, mixture)
     wavs = [mixture, *outputs.values()]
-    system = separator.system
-    magnitudes = [mean_magnitude(wav, system.sample_rate, system.fft_size, system.hop_size) for wav in wavs]
+    rate = separator.sample_rate
+    fft_size = 2 ** round(np.log2(PICTURE_SECONDS * rate))
+    magnitudes = [mean_magnitude(wav, rate, fft_size, fft_size // 4) for wav in wavs]
     pictures = [os.path.splitext(wav)[0] + ".png" for wav in wavs]
     for picture, magnitude in zip(pictures, magnitudes):
-        spectrogram_png(picture, magnitude, magnitudes[0].max(), info.seconds, system.sample_rate)
+        spectrogram_png(picture, magnitude, magnitudes[0].max(), info.seconds, rate)
     channels = "1 channel" if info.channels == 1 else f"the mean of {info.channels} channels"
     line = f"{info.seconds:.1f} s at {info.sample_rate} Hz, {channels}, separated in {took:.1f} s"
     if factor < 1:
         line += f"; the talkers were made quieter by {-20 * np.log10(factor):.1f} dB, together, to fit 16 bits"
-    return list(zip(wavs, pictures)), line + "."
+    about = [text.removeprefix(path + ": ") for text in presence_lines(separator.system, path, confidences)]
+    return list(zip(wavs, pictures)), "; ".join([line, *about]) + "."
 
 
 # The page -----------------------------------------------------------------------------------------
@@ -203,11 +208,12 @@ class PageBar:
 
 
 @contextlib.contextmanager
-def page_errors(gradio, path):
-    """Shows on the page what goes wrong with a recording."""
+def page_errors(gradio, *paths):
+    """Shows on the page what goes wrong with recordings."""
 
     def show(message):
-        message = message.replace(path, os.path.basename(path))
+        for path in filter(None, paths):
+            message = message.replace(path, os.path.basename(path))
         return gradio.Error(html.escape(message), duration=None, title="Not separated", print_exception=False)
 
     try:
@@ -217,6 +223,10 @@ def page_errors(gradio, path):
     except (tf.errors.OpError, OSError, MemoryError) as error:
         traceback.print_exc()
         raise show(brief(error) or "out of memory") from error
+
+
+def what_comes_out(separator):
+    return "one voice, by an example of it" if separator.system.ENROLMENT else f"{separator.talkers} talkers"
 
 
 def build_page(gradio, separators, examples=()):
@@ -232,13 +242,18 @@ def build_page(gradio, separators, examples=()):
     """
     rows = 1 + max(separator.talkers for separator in separators.values())
 
-    def separate(path, name, progress=gradio.Progress()):
+    def needs_voice(name):
+        return separators[name].system.ENROLMENT
+
+    def separate(path, name, voice, progress=gradio.Progress()):
         if path is None:
             raise gradio.Error("Drop or record something first.", title="No recording", print_exception=False)
         separator = separators[name]
-        with tempfile.TemporaryDirectory() as folder, page_errors(gradio, path):
+        if voice is None and needs_voice(name):
+            raise gradio.Error("Drop or record the voice to extract too.", title="No voice", print_exception=False)
+        with tempfile.TemporaryDirectory() as folder, page_errors(gradio, path, voice):
             shown, line = separate_recording(
-                separator, path, folder, lambda _, name, total, unit: PageBar(progress, total)
+                separator, path, folder, lambda _, name, total, unit: PageBar(progress, total), voice
             )
             visible = [gradio.Row(visible=row < len(shown)) for row in range(rows)]
             # The page takes copies before it comes back for more.
@@ -252,11 +267,19 @@ def build_page(gradio, separators, examples=()):
             )
             with gradio.Column(scale=1, min_width=220):
                 choices = [
-                    (f"{name} ({separator.talkers} talkers, {separator.sample_rate / 1000:g} kHz)", name)
+                    (f"{name} ({what_comes_out(separator)}, {separator.sample_rate / 1000:g} kHz)", name)
                     for name, separator in separators.items()
                 ]
                 system = gradio.Radio(choices, value=choices[0][1], label="System", elem_id="system")
                 button = gradio.Button("Separate", variant="primary", scale=0, elem_id="separate")
+        voice = gradio.Audio(
+            label="The voice to extract, alone", type="filepath", editable=False, buttons=[], elem_id="voice",
+            visible=needs_voice(choices[0][1]),
+        )
+        if any(map(needs_voice, separators)):
+            system.change(
+                lambda name: gradio.Audio(visible=needs_voice(name)), system, voice, api_visibility="private"
+            )
         if examples:
             labels = [os.path.basename(path) for path in examples]
             gradio.Examples([[path] for path in examples], [recording], example_labels=labels, api_visibility="private")
@@ -280,7 +303,7 @@ def build_page(gradio, separators, examples=()):
                 )
             boxes.append(box)
         button.click(
-            separate, [recording, system], [status, *boxes, *parts],
+            separate, [recording, system, voice], [status, *boxes, *parts],
             show_progress_on=recording, concurrency_limit=1, api_visibility="private",
         )
     return page
@@ -342,7 +365,8 @@ def main(argv):
         gradio = import_gradio(folder)
         separators = {name: Separator(given) for name, given in systems.items()}
         for separator in separators.values():
-            separator(np.zeros(separator.sample_rate, np.float32), separator.sample_rate)  # compiles it
+            noise = np.random.default_rng(0).uniform(-0.1, 0.1, separator.sample_rate).astype(np.float32)
+            separator(noise, separator.sample_rate, noise if separator.system.ENROLMENT else None)  # compiles it
         serve(gradio, build_page(gradio, separators, examples), FLAGS.host, FLAGS.port)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,10 @@ An estimate folder holds one of
   <name>_s1.wav   one wav for every output. References and mixture then come from --data_folder in the
                   layout of WSJ0-2mix and the names from --wav_list_folder.
 
-Outputs may be in any order; the one with the largest sum of SI-SDR counts. A `<name>_assign.npz` beside
+Outputs may be in any order; the one with the largest sum of SI-SDR counts. With --talkers 1, the wanted one
+of a mixture, also how often another was taken for that one. With --genders_file there is a table of who
+talks against whom (the names of the mixtures say who); one by the level in the mixture comes whenever the
+levels differ. A `<name>_assign.npz` beside
 the estimates, with `assign` and `oracle` ([frames] or [frames, talkers], see `metrics.frame_accuracy`)
 and `weight` [frames], adds the accuracy of the frame assignment.
 
@@ -37,12 +40,14 @@ from feat.audio import read_mono
 from feat.files import UserError, make_writable_directory, run_script, write_text
 from feat.lists import mixture_paths, read_names
 from feat.parallel import parallel_map
-from nn import metrics
+from feat.talkers import read_genders
+from nn import metrics, score_groups
 
 MIXTURE = "mixture"  # label of the row of the unprocessed mixture
 DEFAULT_METRICS = ("si_sdr", "sdr", "pesq", "estoi")
 SOURCES = ("auto", "bin", "wav")
 FRAME_ACCURACIES = ("frame_accuracy", "frame_accuracy_weighted")
+SHARES = (*FRAME_ACCURACIES, "confusion")
 HEADINGS = {
     "si_sdr": "SI-SDR",
     "si_sdri": "SI-SDRi",
@@ -52,6 +57,7 @@ HEADINGS = {
     "sdri": "SDRi",
     "pesq": "PESQ",
     "estoi": "ESTOI",
+    "confusion": "confused",
     "frame_accuracy": "frames right",
     "frame_accuracy_weighted": "frames weighted",
 }
@@ -105,6 +111,7 @@ class Evaluation:
     systems: list[System]
     names: list[str]
     utterances: list[dict[str, UtteranceScores]]
+    genders: Mapping[str, str] | None = None
 
 
 def evaluate(
@@ -117,6 +124,7 @@ def evaluate(
     metric_names: Iterable[str] = DEFAULT_METRICS,
     source: str = "auto",
     num_workers: int = 0,
+    genders: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Scores several folders of estimates of the same mixtures.
 
@@ -131,6 +139,7 @@ def evaluate(
       source: "bin" or "wav" files, or "auto": .bin files if a folder has both.
       num_workers: processes; 0 for all cores, 1 for none beside this one. More than one start a fresh
         interpreter each, so that a calling script needs its `if __name__ == "__main__"`.
+      genders: {talker: "male" or "female"}, for a table of them; the talkers are those in the mixtures' names.
 
     Returns:
       The scores, in the order of the list, whatever `num_workers` is.
@@ -143,11 +152,13 @@ def evaluate(
     dataset = Dataset(data_folder, wav_list_folder, set_name, talkers, sample_rate)
     systems = [_find_system(label, folder, source) for label, folder in folders.items()]
     names = _mixture_names(systems, dataset)
+    if genders is not None:
+        score_groups.label_talkers(names, talkers, genders=genders)  # raises if names do not tell
     for name in names:
         for system in systems:
             _require_files(system, name, dataset)
     score_name = functools.partial(_score_utterance, systems, dataset, metric_names)
-    return Evaluation(dataset, systems, names, parallel_map(score_name, names, num_workers, "score"))
+    return Evaluation(dataset, systems, names, parallel_map(score_name, names, num_workers, "score"), genders)
 
 
 def evaluate_folder(folder: str, label: str = "estimates", **options) -> Evaluation:
@@ -177,7 +188,7 @@ def summarize(evaluation: Evaluation, oracle: str = "") -> dict:
             {
                 "label": label,
                 "folder": next((s.folder for s in evaluation.systems if s.label == label), None),
-                "means": {metric: _mean(values) for metric, values in columns.items()},
+                "means": {metric: score_groups.mean(values) for metric, values in columns.items()},
                 "failures": {metric: int(np.isnan(values).sum()) for metric, values in columns.items()},
             }
         )
@@ -188,6 +199,7 @@ def summarize(evaluation: Evaluation, oracle: str = "") -> dict:
         "sample_rate": evaluation.dataset.sample_rate,
         "utterances": len(evaluation.names),
         "systems": systems,
+        "groups": _groups(evaluation),
         "oracle_bound": _oracle_bound(systems, oracle),
         "definitions": {m: text for m, text in metrics.DEFINITIONS.items() if m in reported},
     }
@@ -201,9 +213,11 @@ def format_table(summary: dict) -> str:
         cells = [_cell(metric, system["means"].get(metric)) for metric in metric_names]
         failures = [f"{HEADINGS[m]} {count}" for m, count in system["failures"].items() if count]
         rows.append([system["label"], *cells, ", ".join(failures) or "-"])
+    one = summary["talkers"] == 1
+    talkers = "with one wanted talker" if one else f"of {summary['talkers']} talkers"
     title = (
-        f"{summary['utterances']} mixtures of {summary['talkers']} talkers, set {summary['set']},"
-        f" {summary['sample_rate']} Hz; means over mixtures and talkers"
+        f"{summary['utterances']} mixtures {talkers}, set {summary['set']}, {summary['sample_rate']} Hz;"
+        f" means over mixtures{'' if one else ' and talkers'}"
     )
     lines = [title, "", *_align(rows)]
     if bound := summary["oracle_bound"]:
@@ -214,7 +228,9 @@ def format_table(summary: dict) -> str:
                 gap_db = bound["si_sdri"] - reached
                 side = "above" if gap_db < 0 else "below"
                 lines.append(f"{system['label']} reaches {reached:.2f} dB, {abs(gap_db):.2f} dB {side} it.")
-    lines += ["", "Outputs are in the order with the largest sum of SI-SDR. What the numbers mean:"]
+    lines += _group_lines(summary, [metric for metric in metric_names if metric not in FRAME_ACCURACIES])
+    order = "" if one else "Outputs are in the order with the largest sum of SI-SDR. "
+    lines += ["", order + "What the numbers mean:"]
     meanings = [f"{HEADINGS[metric]}: {text}." for metric, text in summary["definitions"].items()]
     meanings.append("not scored: values that are not defined (silent or unusable signals), not in the means.")
     for meaning in meanings:
@@ -228,7 +244,7 @@ def format_csv(evaluation: Evaluation) -> str:
     `output` is the number of the output matched to the talker, empty for the mixture.
     """
     scored = [each for utterance in evaluation.utterances for each in utterance.values()]
-    metric_names = list(scored[0].scores)
+    metric_names = list(dict.fromkeys(metric for each in scored for metric in each.scores))
     accuracies = FRAME_ACCURACIES if any(each.frame_accuracy for each in scored) else ()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -237,7 +253,7 @@ def format_csv(evaluation: Evaluation) -> str:
         for label, each in utterance.items():
             for talker in range(evaluation.dataset.talkers):
                 output = each.outputs[talker] if each.outputs else ""
-                values = [each.scores[metric][talker] for metric in metric_names]
+                values = [each.scores[metric][talker] if metric in each.scores else np.nan for metric in metric_names]
                 values += [each.frame_accuracy.get(metric, np.nan) for metric in accuracies]
                 numbers = [f"{value:.6f}" for value in values]
                 writer.writerow([name, label, f"s{talker + 1}", output, *numbers])
@@ -417,9 +433,12 @@ def _score_utterance(systems, dataset, metric_names, name):
     utterance = {MIXTURE: UtteranceScores((), metrics.with_improvements(mixture_scores, mixture_scores), {})}
     for system, (_, estimates, _) in zip(systems, signals, strict=True):
         order = metrics.best_permutation(estimates, references)
+        scores = metrics.with_improvements(score(estimates[order]), mixture_scores)
+        if dataset.talkers == 1:
+            scores["confusion"] = metrics.confusion(estimates, references, mixture)
         utterance[system.label] = UtteranceScores(
             tuple(int(k) + 1 for k in order),
-            metrics.with_improvements(score(estimates[order]), mixture_scores),
+            scores,
             _frame_accuracy(os.path.join(system.folder, f"{name}_assign.npz"), dataset.talkers),
         )
     return utterance
@@ -441,11 +460,30 @@ def _frame_accuracy(path, talkers):
 # Reporting --------------------------------------------------------------------------------------------
 
 
-def _mean(values):
-    """Mean of the values that are defined, None if there is none."""
-    defined = values[~np.isnan(values)]
-    # The last bits depend on the number of threads.
-    return round(float(defined.mean()), 6) if defined.size else None
+def _groups(evaluation):
+    """{kind of group: see `score_groups.group_means`}; kinds that all talkers are alike in are left out."""
+    columns = {}
+    for label in evaluation.utterances[0]:
+        scored = [utterance[label] for utterance in evaluation.utterances]
+        columns[label] = {metric: np.stack([each.scores[metric] for each in scored]) for metric in scored[0].scores}
+    mixture = columns.pop(MIXTURE)
+    talkers = evaluation.dataset.talkers
+    labels = score_groups.label_talkers(evaluation.names, talkers, mixture.get("si_sdr"), evaluation.genders)
+    groups = {kind: score_groups.group_means(each, columns) for kind, each in labels.items()}
+    return {kind: found for kind, found in groups.items() if len(found) > 1}
+
+
+def _group_lines(summary, metric_names):
+    """Lines of the tables of groups."""
+    lines = []
+    for kind, groups in summary["groups"].items():
+        rows = [["", *(HEADINGS[metric] for metric in metric_names), "talkers"]]
+        for group in groups:
+            for label, means in group["systems"].items():
+                name = group["group"] if len(group["systems"]) == 1 else f"{group['group']}, {label}"
+                rows.append([name, *(_cell(m, means.get(m)) for m in metric_names), str(group["talkers"])])
+        lines += ["", score_groups.TITLES[kind] + ":", *_align(rows)]
+    return lines
 
 
 def _oracle_bound(systems, oracle):
@@ -459,7 +497,7 @@ def _oracle_bound(systems, oracle):
 def _cell(metric, mean):
     if mean is None:
         return "-"
-    if metric in FRAME_ACCURACIES:
+    if metric in SHARES:
         return f"{100 * mean:.1f} %"
     return f"{mean:.3f}" if metric == "estoi" else f"{mean:.2f}"
 
@@ -489,6 +527,7 @@ def define_flags():
     flags.DEFINE_integer("talkers", 2, "Talkers in every mixture.")
     flags.DEFINE_integer("sample_rate", 8000, "Sample rate in Hz, which .bin files do not tell.")
     flags.DEFINE_string("source", "auto", "bin or wav; auto takes .bin files where a folder has both.")
+    flags.DEFINE_string("genders_file", "", "Talkers and M or F, such as LibriSpeech's SPEAKERS.TXT: a table of both.")
     flags.DEFINE_string("oracle", "", "Label in oracle frame order; if empty, the one that says so.")
 
 
@@ -510,6 +549,7 @@ def main(argv):
         metric_names=options.metrics,
         source=options.source,
         num_workers=options.num_workers,
+        genders=read_genders(options.genders_file) if options.genders_file else None,
     )
     print(write_report(evaluation, options.output_folder, oracle), end="")
 

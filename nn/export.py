@@ -2,9 +2,10 @@
 
     python nn/export.py --resume_model exp/deep_casa/models --output_dir out [--formats saved_model,onnx,litert]
 
---resume_model names a checkpoint of each stage (give it twice), or a folder below which they lie. Every file holds one
-graph, float32 [samples] -> [talkers, samples] at the rate of training, with everything between: STFT, networks,
-clustering, inverse STFT. SavedModel and ONNX take any length, LiteRT `--seconds` alone.
+--resume_model names a checkpoint of each stage of Deep CASA (give it twice), one of SpEx+, or a folder below which they
+lie. Every file holds one graph, float32 [samples] -> [talkers, samples] at the rate of training, with everything
+between: STFT, networks, clustering, inverse STFT. That of SpEx+ takes the mixture and an enrolment, each [samples], and
+gives one talker. SavedModel and ONNX take any length, LiteRT `--seconds` and `--enrolment_seconds` alone.
 
 Each file is run in its own runtime and compared with Keras before it is kept. `out/export.json` tells the sample rate,
 the sizes, the checkpoints and the errors found.
@@ -32,26 +33,29 @@ from absl import flags
 
 from feat.files import UserError, brief, make_writable_directory, run_script, write_text
 from models.conv import portable_graphs
-from models.waveform_separator import DeepCasaSeparator, OneRecording
+from models.spex_plus import SpexPlus
+from models.waveform_separator import DeepCasaSeparator, OneRecording, TargetExtractor
 from nn import checkpoint
-from nn.separate import DeepCasa, find_checkpoints
+from nn.extraction import stored_settings
+from nn.systems import DeepCasa, find_checkpoints
 
 FLAGS = flags.FLAGS
 
-INPUT = "mixture"
 STAGING = ".export_"  # start of the folder in which files are made, before they are moved into place
 METADATA = "export.json"
 CHECK_SECONDS = (0.05, 0.7, 1.9)  # lengths at which files of free length are compared with Keras
+CHECK_ENROLMENT_SECONDS = (0.6, 1.5, 0.06)  # beside them
 
 
 class Trained(typing.NamedTuple):
     """A trained system, ready for export."""
 
-    separator: keras.Model  # [1, samples] -> [1, talkers, samples]
+    separator: keras.Model  # [1, samples], once for each input, -> [1, talkers, samples]
     portable: keras.Model  # the same without complex numbers
     sample_rate: int  # Hz
     talkers: int
     settings: dict  # what else export.json says
+    inputs: tuple = ("mixture",)
 
 
 def load_deep_casa(checkpoints):
@@ -67,9 +71,29 @@ def load_deep_casa(checkpoints):
     )
 
 
+def load_spex_plus(checkpoints):
+    """Trained of SpEx+, {system: prefix}."""
+    source = checkpoints["spex_plus"]
+    settings, config = stored_settings(source)
+    model = SpexPlus(**settings | {"parity": False})
+    checkpoint.load_for_inference(source, "spex_plus", model)
+    extractor = TargetExtractor(model)
+    described = {"shortest_enrolment": model.shortest_enrolment, "causal": model.settings["causal"]}
+    return Trained(extractor, extractor, config["sample_rate"], 1, described, ("mixture", "enrolment"))
+
+
 # How the checkpoints of a system, told by its first stage, become a Trained. One that takes waveforms already is both
 # its `separator` and its `portable`.
-SYSTEMS = {"dense_unet": load_deep_casa}
+SYSTEMS = {"dense_unet": load_deep_casa, "spex_plus": load_spex_plus}
+
+
+def load_trained(checkpoints):
+    """Trained of {system: prefix}. Raises UserError for what cannot be exported."""
+    for system, load in SYSTEMS.items():
+        if system in checkpoints:
+            return load(checkpoints)
+    system, prefix = next(iter(checkpoints.items()))
+    raise UserError(f"{prefix}: holds {system}, which alone cannot be exported; give one of {', '.join(SYSTEMS)}")
 
 
 # Formats ------------------------------------------------------------------------------------------
@@ -81,33 +105,34 @@ class Format(typing.NamedTuple):
     path: str  # in the output folder
     packages: tuple  # that are needed besides TensorFlow
     static: bool  # one length alone
-    write: typing.Callable  # (trained, path, samples or None)
-    load: typing.Callable  # path -> function of [samples], [talkers, samples]
+    write: typing.Callable  # (trained, path, samples of each input or None)
+    load: typing.Callable  # path -> function of {input: [samples]}, [talkers, samples]
 
 
-def signature(samples):
-    return [keras.InputSpec(shape=(samples,), dtype="float32", name=INPUT)]
+def signature(trained, samples):
+    lengths = samples or [None] * len(trained.inputs)
+    return [keras.InputSpec(shape=(n,), dtype="float32", name=name) for n, name in zip(lengths, trained.inputs)]
 
 
 def write_saved_model(trained, path, samples):
-    OneRecording(trained.separator).export(path, "tf_saved_model", verbose=False, input_signature=signature(samples))
+    OneRecording(trained.separator).export(path, "tf_saved_model", verbose=False, input_signature=signature(trained, samples))
 
 
 def load_saved_model(path):
     loaded = tf.saved_model.load(path)
-    return lambda waveform: loaded.serve(waveform).numpy()
+    return lambda waveforms: loaded.serve(*waveforms.values()).numpy()
 
 
 def write_onnx(trained, path, samples):
     with portable_graphs():
-        OneRecording(trained.portable).export(path, "onnx", verbose=False, input_signature=signature(samples))
+        OneRecording(trained.portable).export(path, "onnx", verbose=False, input_signature=signature(trained, samples))
 
 
 def load_onnx(path):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda waveform: session.run(None, {INPUT: waveform})[0]
+    return lambda waveforms: session.run(None, waveforms)[0]
 
 
 def write_litert(trained, path, samples):
@@ -116,7 +141,7 @@ def write_litert(trained, path, samples):
             path,
             "litert",
             verbose=False,
-            input_signature=signature(samples),
+            input_signature=signature(trained, samples),
             # Nothing that would need TensorFlow's own kernels on the device.
             target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]},
         )
@@ -126,7 +151,7 @@ def load_litert(path):
     from ai_edge_litert.interpreter import Interpreter
 
     separate = Interpreter(path).get_signature_runner()
-    return lambda waveform: separate(**{INPUT: waveform})["output_0"]
+    return lambda waveforms: separate(**waveforms)["output_0"]
 
 
 FORMATS = {
@@ -177,17 +202,18 @@ def relative_error(ours, theirs):
     return float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), 1e-9))
 
 
-def largest_error(separate, reference, lengths, sample_rate):
+def largest_error(separate, reference, inputs, lengths, sample_rate):
     """Largest relative error of a loaded file at some lengths.
 
     Args:
-        separate, reference: functions of [samples], the second in Keras.
-        lengths: samples.
+        separate, reference: functions of {input: [samples]}, the second in Keras.
+        inputs: their names.
+        lengths: samples of each.
     """
     errors = []
     for samples in lengths:
-        waveform = check_waveform(samples, sample_rate)
-        errors.append(relative_error(separate(waveform), reference(waveform)))
+        waveforms = {name: check_waveform(n, sample_rate) for name, n in zip(inputs, samples)}
+        errors.append(relative_error(separate(waveforms), reference(waveforms)))
     return max(errors, key=lambda error: (error != error, error))  # NaN is the worst
 
 
@@ -217,7 +243,7 @@ def export(trained, formats, folder, seconds, tolerance):
         trained: Trained.
         formats: {name: Format}.
         folder: where to write, below a path of each format.
-        seconds: length for formats of one length.
+        seconds: length of each input for formats of one length.
         tolerance: largest relative error.
 
     Returns:
@@ -226,26 +252,32 @@ def export(trained, formats, folder, seconds, tolerance):
     Raises:
         UserError: a file differs from Keras by more than the tolerance.
     """
-    spec = [tf.TensorSpec([None], tf.float32)]
+    spec = [tf.TensorSpec([None], tf.float32)] * len(trained.inputs)
     model = OneRecording(trained.separator)
     in_keras = tf.function(model, input_signature=spec)
     files = {}
+    free = list(zip(CHECK_SECONDS, CHECK_ENROLMENT_SECONDS))
     for name, form in formats.items():
         start = time.perf_counter()
         path = os.path.join(folder, form.path)
-        samples = round(seconds * trained.sample_rate) if form.static else None
+        checked = [
+            [round(s * trained.sample_rate) for s in some[: len(trained.inputs)]]
+            for some in ([seconds] if form.static else free)
+        ]
+        samples = checked[0] if form.static else None
         with quiet():
             form.write(trained, path, samples)
-            lengths = [samples] if form.static else [round(s * trained.sample_rate) for s in CHECK_SECONDS]
             separate = form.load(path)
-            error = largest_error(separate, lambda x: in_keras(x).numpy(), lengths, trained.sample_rate)
-        checked = f"{name}: largest relative error {error:.1e} at {', '.join(map(str, lengths))} samples"
+            reference = lambda waveforms: in_keras(*waveforms.values()).numpy()
+            error = largest_error(separate, reference, trained.inputs, checked, trained.sample_rate)
+        lengths = [lengths[0] if len(lengths) == 1 else lengths for lengths in checked]
+        found = f"{name}: largest relative error {error:.1e} at {', '.join(map(str, lengths))} samples"
         if not error <= tolerance:
-            raise UserError(f"{checked}, over --tolerance {tolerance:g}; nothing was kept")
-        print(f"{checked}, {time.perf_counter() - start:.0f} s")
+            raise UserError(f"{found}, over --tolerance {tolerance:g}; nothing was kept")
+        print(f"{found}, {time.perf_counter() - start:.0f} s")
         files[name] = {
             "path": form.path,
-            "samples": samples,
+            "samples": lengths[0] if form.static else None,
             "bytes": size_of(path),
             "largest_relative_error": error,
             "checked_samples": lengths,
@@ -268,10 +300,11 @@ def remove(path):
 
 def main(_):
     if not FLAGS.resume_model:
-        raise UserError("--resume_model is missing: the prefix of each stage's checkpoint, or the folder of both")
+        raise UserError("--resume_model is missing: the checkpoint of SpEx+, or of each stage of Deep CASA, or a folder")
     formats = choose_formats(FLAGS.formats)
     checkpoints = find_checkpoints(FLAGS.resume_model)
-    trained = next(SYSTEMS[system] for system in checkpoints if system in SYSTEMS)(checkpoints)
+    trained = load_trained(checkpoints)
+    seconds = FLAGS.seconds, FLAGS.enrolment_seconds or FLAGS.seconds
     output = FLAGS.output_dir
     made = not os.path.exists(output)
     make_writable_directory(output)
@@ -279,9 +312,9 @@ def main(_):
         shutil.rmtree(leftover, ignore_errors=True)
     staging = tempfile.mkdtemp(prefix=STAGING, dir=output)
     try:
-        files = export(trained, formats, staging, FLAGS.seconds, FLAGS.tolerance)
+        files = export(trained, formats, staging, seconds, FLAGS.tolerance)
         description = {
-            "input": f"{INPUT}: float32 [samples], one channel at sample_rate",
+            "input": f"{', '.join(trained.inputs)}: float32 [samples], one channel at sample_rate",
             "output": "float32 [talkers, samples]",
             "sample_rate": trained.sample_rate,
             "talkers": trained.talkers,
@@ -307,9 +340,10 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("resume_model", [], "checkpoint of a stage (give it for each), or a folder with all")
+    flags.DEFINE_multi_string("resume_model", [], "checkpoint; of Deep CASA one of each stage, or a folder with both")
     flags.DEFINE_string("output_dir", "exported", "folder of the exported files")
     flags.DEFINE_list("formats", list(FORMATS), "what to write: " + ", ".join(FORMATS))
     flags.DEFINE_float("seconds", 4.0, "length that formats of one length are made for (litert)", lower_bound=0.05)
+    flags.DEFINE_float("enrolment_seconds", 0.0, "that of the enrolment of SpEx+; 0: as --seconds", lower_bound=0)
     flags.DEFINE_float("tolerance", 1e-3, "largest difference from Keras, as a share of its largest value", 0.0)
     run_script(main)

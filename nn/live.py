@@ -1,8 +1,11 @@
 """Separates a recording while it is made, with a trained causal system: a microphone, a pipe or a file.
 
+Deep CASA gives all talkers, SpEx+ the one whom --enrolment shows.
+
     arecord -f S16_LE -r 8000 -t raw | python nn/live.py --resume_model exp/deep_casa/models --output_dir out
     python nn/live.py --resume_model exp/deep_casa/models --input microphone
     python nn/live.py --resume_model exp/deep_casa/models --input in.wav --stdout raw | aplay -f FLOAT_LE -c 2 -r 8000
+    python nn/live.py --resume_model exp/spex_plus/models --enrolment VOICE.wav --input microphone
 
 Writes out/live_s1.wav, _s2.wav, ... (named after a file) as the talkers come out; Ctrl-C ends the recording, and what
 came in is separated and kept. What is printed goes to stderr.
@@ -21,7 +24,7 @@ from absl import flags
 
 from feat.audio import read_blocks, resample_blocks, wav_info
 from feat.files import UserError, atomic_path, make_writable_directory, run_script
-from nn.separate import DeepCasa, find_checkpoints, separate_stream
+from nn.systems import enrol, find_checkpoints, make_system
 
 FLAGS = flags.FLAGS
 
@@ -122,7 +125,7 @@ class Stopwatch:
     """A stream, and the seconds that its steps take."""
 
     def __init__(self, stream):
-        self.stream, self.fft_size, self.flush = stream, stream.fft_size, stream.flush
+        self.stream, self.flush, self.latency = stream, stream.flush, stream.latency
         self.spent = self.worst = 0.0
         self.samples = 0
 
@@ -166,23 +169,23 @@ class Ending:
 
 def main(_):
     if not FLAGS.resume_model:
-        raise UserError("--resume_model is missing: the prefix of each stage's checkpoint, or the folder of both")
+        raise UserError("--resume_model is missing: the checkpoint of SpEx+, or of each stage of Deep CASA, or a folder")
     if FLAGS.stdout == "none" and not FLAGS.output_dir:
         raise UserError("nowhere to write: give --output_dir FOLDER or --stdout raw")
-    system = DeepCasa(find_checkpoints(FLAGS.resume_model))
-    stream = system.stream()
+    system = make_system(find_checkpoints(FLAGS.resume_model))
+    stream = system.stream(enrol(system, FLAGS.enrolment))
     seconds, to_hz = FLAGS.block_seconds, system.sample_rate
     name, rate, blocks = open_input(FLAGS.input, to_hz, seconds)
     # Compiled before the first sample comes: the first frame goes alone, the rest together.
-    stream.step(np.zeros(system.fft_size + max(system.hop_size, round(seconds * to_hz)), np.float32))
+    stream.step(np.zeros(stream.latency + max(stream.hop_size, round(seconds * to_hz)), np.float32))
     stream.reset()
     paths = []
     if FLAGS.output_dir:
         make_writable_directory(FLAGS.output_dir)
-        paths = [os.path.join(FLAGS.output_dir, f"{name}_s{i + 1}.wav") for i in range(system.talkers)]
-    window_ms, block_ms = 1e3 * system.fft_size / to_hz, 1e3 * seconds
+        paths = [os.path.join(FLAGS.output_dir, f"{name}_s{i + 1}.wav") for i in range(stream.signals)]
+    window_ms, block_ms = 1e3 * stream.latency / to_hz, 1e3 * seconds
     print(
-        f"latency {window_ms + block_ms:.1f} ms: window {window_ms:.1f} ms ({system.fft_size} samples), block"
+        f"latency {window_ms + block_ms:.1f} ms: {system.LATENCY} {window_ms:.1f} ms ({stream.latency} samples), block"
         f" {block_ms:.1f} ms"
         + (f"; more for resampling from {rate} to {to_hz} Hz, up to the block and 20 ms" if rate != to_hz else ""),
         file=sys.stderr,
@@ -192,7 +195,7 @@ def main(_):
     blocks = resample_blocks(ending.until(blocks), rate, to_hz, seconds)
     with contextlib.ExitStack() as stack:
         outputs = Outputs(stack, paths, to_hz, FLAGS.subtype, FLAGS.stdout == "raw")
-        for talkers in separate_stream(watch, blocks):
+        for talkers in system.live(watch, blocks):
             if not outputs.write(talkers):
                 ending.asked = True  # nobody reads any more
     heard = watch.samples / to_hz
@@ -204,7 +207,8 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("resume_model", [], "checkpoint of a stage (give it for each), or a folder with all")
+    flags.DEFINE_multi_string("resume_model", [], "checkpoint; of Deep CASA one of each stage, or a folder with both")
+    flags.DEFINE_multi_string("enrolment", [], "of SpEx+: recording of the wanted talker; repeat to average several")
     flags.DEFINE_string("input", "-", "-: raw samples from stdin; microphone; a recording; or a file of raw samples, .raw")
     flags.DEFINE_string("output_dir", "separated", "folder of the talkers' wavs; empty: none")
     flags.DEFINE_enum("stdout", "none", ["none", "raw"], "raw: float32 little-endian to stdout, talkers interleaved")

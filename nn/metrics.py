@@ -55,6 +55,10 @@ DEFINITIONS = {
         "extended short-time objective intelligibility, 0 is bad and 1 good, at least 30 frames (0.4 s) of"
         f" speech; package pystoi {version('pystoi')}"
     ),
+    "confusion": (
+        "share of talkers confused: their estimate is nearer, in SI-SDR, to the rest of the mixture, in which they are"
+        " not, than to them"
+    ),
     "frame_accuracy": (
         "share of the frames of an utterance whose estimates go to the talkers that the references choose,"
         " under the one naming of the talkers that is best for the utterance"
@@ -86,6 +90,61 @@ def si_sdr(
     estimates, references = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (estimates, references))
     cosine = references @ estimates.T if pairwise else np.sum(references * estimates, axis=-1)
     return _ratio_db(cosine**2, 1 - cosine**2)
+
+
+def confusion(estimates: ArrayLike, references: ArrayLike, mixture: ArrayLike) -> np.ndarray:
+    """1 for estimates that are nearer in SI-SDR to the others in the mixture than to the wanted talker, else 0.
+
+    The others are what no multiple of the reference explains of the mixture, so that the levels of references and
+    mixture need not agree.
+
+    Args:
+      estimates, references: [talkers, samples].
+      mixture: [samples].
+
+    Returns:
+      [talkers], NaN where an SI-SDR is not defined.
+    """
+    references = np.array(references, np.float64)
+    centred = references - references.mean(axis=-1, keepdims=True)
+    shares = centred @ np.asarray(mixture, np.float64) / np.maximum(np.sum(centred**2, axis=-1), 1e-30)
+    difference = si_sdr(estimates, mixture - shares[:, None] * references) - si_sdr(estimates, references)
+    return np.where(np.isnan(difference), np.nan, difference > 0)
+
+
+def detection(present: ArrayLike, absent: ArrayLike) -> dict[str, float]:
+    """How well a confidence tells what is there from what is not.
+
+    Args:
+      present: [mixtures] confidences of talkers that are there.
+      absent: [mixtures'] those of talkers that are not.
+
+    Returns:
+      "auc": area under the ROC curve, the share of pairs that are in the right order; "threshold": where both errors
+      are nearest to each other; "equal_error_rate": their mean there.
+    """
+    present, absent = np.sort(np.asarray(present, np.float64)), np.sort(np.asarray(absent, np.float64))
+    below = np.searchsorted(absent, present) + np.searchsorted(absent, present, side="right")
+    every = np.unique(np.concatenate([present, absent]))
+    thresholds = np.concatenate([every[:1], (every[1:] + every[:-1]) / 2])
+    rates = np.array([list(error_rates(present, absent, threshold).values()) for threshold in thresholds])
+    # Of several that are as good the one in the middle.
+    gaps = np.abs(rates[:, 0] - rates[:, 1])
+    best = np.flatnonzero(gaps == gaps.min())
+    best = best[len(best) // 2]
+    return {
+        "auc": float(below.mean() / (2 * len(absent))),
+        "equal_error_rate": float(rates[best].mean()),
+        "threshold": float(thresholds[best]),
+    }
+
+
+def error_rates(present: ArrayLike, absent: ArrayLike, threshold: float) -> dict[str, float]:
+    """Shares of those that are there but below a threshold, and of those that are not but not below it."""
+    return {
+        "false_reject": float(np.mean(np.asarray(present) < threshold)),
+        "false_accept": float(np.mean(np.asarray(absent) >= threshold)),
+    }
 
 
 def snr(estimates: ArrayLike, references: ArrayLike) -> np.ndarray:

@@ -1,152 +1,45 @@
 """Separates recordings of any format, rate, number of channels and length with a trained system.
 
     python nn/separate.py --resume_model exp/deep_casa/models in.wav [more.flac | folder] --output_dir out
+    python nn/separate.py --resume_model exp/spex_plus/models --enrolment voice.wav in.wav --output_dir out
 
 --resume_model names a checkpoint of each stage (give it twice), or a folder below which they lie. config.json beside
-a checkpoint says which system it is, its sizes and its rate. Writes out/<name>_s1.wav, _s2.wav, ...
+a checkpoint says which system it is, its sizes and its rate. Writes out/<name>_s1.wav, _s2.wav, ...; SpEx+, which
+extracts the talker of the enrolment, _s1.wav alone.
 
 Long files go through in overlapping windows, in memory that does not grow with their length. Causal systems go from
 block to block instead, as nn/live.py does (--grouping online).
 
     from nn.separate import Separator
     talkers = Separator("exp/deep_casa/models")(waveform, sample_rate)      # [talkers, samples]
+    talker, = Separator("exp/spex_plus/models")(waveform, sample_rate, enrolment="voice.wav")
 """
 
 import glob
+import hashlib
 import json
 import os
 import sys
 import tempfile
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
-import tensorflow as tf
 from absl import flags
 
 from feat.audio import read_blocks, resample, resample_blocks, wav_info
 from feat.files import UserError, atomic_path, make_writable_directory, require_free_bytes, run_script, write_text
 from feat.parallel import progress
-from feat.stft import istft, num_samples, stft_planes
-from models.dense_unet import DenseUNet
-from models.grouping import SequentialGrouping
-from models.streaming import StreamingSeparator
-from nn import checkpoint, clustering
+from nn import checkpoint
+from nn.extraction import LEVELS, REJECT
+from nn.systems import SYSTEMS, enrol, find_checkpoints, make_system
+from nn.windows import Windows
 
 FLAGS = flags.FLAGS
 
 EXTENSIONS = tuple("." + name.lower() for name in soundfile.available_formats()) + (".aif", ".oga", ".opus")
 BLOCK_SECONDS = 10.0  # read and written at a time
 LEAST_SECONDS = 0.02  # of a recording
-
-
-class DeepCasa:
-    """Both stages of Deep CASA on windows of one length: spectra and embeddings, then talkers for the whole file.
-
-    A first stage that was trained with --pit utterance needs no second one.
-
-    Args:
-        checkpoints: {system name: prefix}.
-        seed: of the clustering.
-    """
-
-    SYSTEMS = ("dense_unet", "sequential_grouping")
-
-    def __init__(self, checkpoints, seed=0):
-        config = self._config(checkpoints["dense_unet"])
-        self.unet = DenseUNet(**config["model"])
-        checkpoint.load_for_inference(checkpoints["dense_unet"], "dense_unet", self.unet)
-        self.grouping = None
-        if "sequential_grouping" in checkpoints:
-            theirs = self._config(checkpoints["sequential_grouping"])
-            for name in ("sample_rate", "fft_size", "hop_size"):
-                if theirs[name] != config[name]:
-                    raise UserError(
-                        f"{checkpoints['sequential_grouping']}: {name} is {theirs[name]}, that of the first stage"
-                        f" {config[name]}; give stages that were trained together"
-                    )
-            self.grouping = SequentialGrouping(**theirs["model"])
-            checkpoint.load_for_inference(checkpoints["sequential_grouping"], "sequential_grouping", self.grouping)
-        elif config.get("pit", "frame") == "frame":
-            raise UserError(
-                f"{checkpoints['dense_unet']}: the first stage alone, trained frame by frame; give the checkpoint of the"
-                " second stage too: --resume_model PREFIX1 --resume_model PREFIX2"
-            )
-        self.sample_rate = config["sample_rate"]
-        self.fft_size, self.hop_size = config["fft_size"], config["hop_size"]
-        self.talkers = self.unet.talkers
-        self.seed = seed
-        models = {"dense_unet": self.unet, "sequential_grouping": self.grouping}
-        self.not_causal = [checkpoints[name] for name, model in models.items() if model and not model.causal]
-        spec = tf.TensorSpec([1, None, self.unet.bins, 2])
-        self._forward = tf.function(self._networks, input_signature=[spec])
-
-    def stream(self):
-        """A models.streaming.StreamingSeparator. Raises UserError unless both stages are causal."""
-        if self.not_causal:
-            raise UserError(
-                f"{self.not_causal[0]}: not causal, it looks at what is still to come; train both stages with --causal,"
-                " or separate whole recordings with nn/separate.py --grouping kmeans"
-            )
-        return StreamingSeparator(self.unet, self.grouping, self.fft_size, self.hop_size, compile_step)
-
-    @staticmethod
-    def _config(prefix):
-        checkpoint.require(prefix)
-        config = checkpoint.read_config(prefix)
-        if config is None:
-            raise UserError(
-                f"{checkpoint.resolve(prefix)}: no config.json beside it, as beside the original's checkpoints; infer with"
-                " nn/simul_group.py and nn/seq_group.py, whose flags give the sizes"
-            )
-        return config
-
-    def _networks(self, mixture):
-        estimates = self.unet(mixture)
-        if self.grouping is None:
-            return estimates, tf.zeros((1, tf.shape(mixture)[1], 1, 1))
-        return estimates, self.grouping((mixture, estimates))
-
-    def analyse(self, window):
-        """[samples] -> (estimates [C, T, F, 2], embeddings [T, embeddings a frame, D]), float32."""
-        planes = stft_planes(window[None], self.fft_size, self.hop_size)  # [1, 2, T, F]
-        estimates, embeddings = self._forward(np.moveaxis(planes, 1, -1))
-        return estimates[0].numpy(), embeddings[0].numpy()
-
-    def synthesise(self, estimates, order):
-        """Estimates [C, T, F, 2] and permutation indices [T] -> [C, samples]."""
-        ordered = clustering.permute(estimates, order)
-        return istft(ordered[..., 0] + 1j * ordered[..., 1], None, self.fft_size, self.hop_size, parity=False)
-
-
-def compile_step(step, state, frames):
-    """The `compile` of a StreamingSeparator: one graph for any number of frames."""
-    spec = tf.nest.map_structure(tf.TensorSpec.from_tensor, state)
-    return tf.function(step, input_signature=[spec, tf.TensorSpec([None, *frames.shape[1:]], tf.float32)])
-
-
-def add_up(talkers, mixture):
-    """Talkers [talkers, samples] that sum to the mixture [samples]: each gets an equal part of what is missing.
-
-    Source: Wisdom et al., "Differentiable consistency constraints for improved deep speech enhancement", 2019, eq. 6.
-    """
-    return (talkers + (mixture - talkers.sum(axis=0)) / len(talkers)).astype(np.float32)
-
-
-def separate_stream(stream, blocks):
-    """Yields the talkers, [talkers, some samples], of blocks [samples] as they come; as many samples as came in.
-
-    Args:
-        stream: StreamingSeparator.
-    """
-    waiting = np.zeros(0, np.float32)  # samples whose talkers are still to come
-    for block in blocks:
-        talkers = stream.step(block)
-        waiting = np.concatenate([waiting, block])
-        ready, waiting = np.split(waiting, [talkers.shape[1]])
-        yield add_up(talkers, ready)
-    # Silence behind the recording, so that all of it lies in whole windows.
-    last = stream.step(np.zeros(stream.fft_size, np.float32)), stream.flush()
-    yield add_up(np.concatenate(last, axis=1)[:, : len(waiting)], waiting)
 
 
 class Separator:
@@ -156,38 +49,64 @@ class Separator:
         checkpoints: a prefix, several prefixes, or a folder below which the checkpoints of one system lie.
         window_seconds: of what the networks see at once; memory grows with it.
         overlap_seconds: of neighbouring windows, cross-faded.
-        seed: of the clustering.
         grouping: "online": frame by frame from the past alone, for causal checkpoints, without windows; "kmeans": over
             the whole file; "auto": online for causal checkpoints.
+        options: of the system: `seed` of Deep CASA's clustering; `level`, `reject` and `threshold` of SpEx+, see
+            nn.extraction.TargetTalker.
+
+    Attributes:
+        confidence: of SpEx+ that the talker is in the last recording, -1 to 1; None for systems that have none.
 
     Raises:
         UserError: a checkpoint is missing or of another kind.
     """
 
-    def __init__(self, checkpoints, window_seconds=10.0, overlap_seconds=2.5, seed=0, grouping="auto"):
+    def __init__(self, checkpoints, window_seconds=10.0, overlap_seconds=2.5, grouping="auto", **options):
         if not 0 < 2 * overlap_seconds <= window_seconds:
             raise UserError(
                 f"--overlap_seconds {overlap_seconds}: must lie above 0 and be at most half of --window_seconds"
                 f" {window_seconds}"
             )
-        self.checkpoints = find_checkpoints([checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else checkpoints)
-        self.system = DeepCasa(self.checkpoints, seed)
+        single = isinstance(checkpoints, (str, os.PathLike))
+        self.checkpoints = find_checkpoints([checkpoints] if single else checkpoints)
+        self.system = make_system(self.checkpoints, **options)
         self.sample_rate = self.system.sample_rate
         self.talkers = self.system.talkers
         frames_per_second = self.sample_rate / self.system.hop_size
-        self.window = round(window_seconds * frames_per_second)
-        self.step = self.window - round(overlap_seconds * frames_per_second)
+        window = round(window_seconds * frames_per_second)
+        step = window - round(overlap_seconds * frames_per_second)
         self.stream = None
-        if grouping == "online" or grouping == "auto" and not self.system.not_causal:
+        if grouping == "online" and self.system.ENROLMENT:
+            raise UserError(
+                f"--grouping online: {self.system.NAME} groups nothing; leave it out, or extract live with nn/live.py"
+            )
+        if grouping == "online" or grouping == "auto" and self.system.causal:
             self.stream = self.system.stream()
-            self.step = self.window
+            step = window
+        self.windows = Windows(window, step)
 
-    def __call__(self, waveform, sample_rate):
+    @property
+    def confidence(self):
+        return getattr(self.system, "confidence", None)
+
+    def enrol(self, enrolments, sample_rate=None):
+        """The voice to extract, for `separate` and `separate_file`; None for a system that takes all talkers apart.
+
+        Args:
+            enrolments: recordings of the wanted talker, one or several: paths, or [samples] at a sample rate in Hz.
+
+        Raises:
+            UserError: there are none and the system needs them, or the other way round, or one is of no use.
+        """
+        return enrol(self.system, enrolments, sample_rate)
+
+    def __call__(self, waveform, sample_rate, enrolment=None):
         """Separates one channel.
 
         Args:
             waveform: [samples], any length.
             sample_rate: Hz; the result has it too.
+            enrolment: for SpEx+, what `enrol` takes; waveforms are at `sample_rate`.
 
         Returns:
             float32 [talkers, samples].
@@ -197,123 +116,39 @@ class Separator:
             raise ValueError(f"a waveform of shape {waveform.shape}; one channel, [samples], is needed")
         if not np.isfinite(waveform).all():
             raise ValueError("the waveform holds NaN or infinite samples")
+        voice = self.enrol(enrolment, sample_rate)
         with tempfile.TemporaryFile() as spool:
-            blocks = list(self.separate(resample(waveform, sample_rate, self.sample_rate), spool))
+            blocks = list(self.separate(resample(waveform, sample_rate, self.sample_rate), spool, None, voice))
         talkers = np.concatenate(blocks, axis=1)
         talkers = np.stack([resample(talker, self.sample_rate, sample_rate) for talker in talkers])
         return talkers[:, : len(waveform)].astype(np.float32)
 
-    def window_starts(self, frames):
-        """First frames of the windows of a file; the last one ends with it. One window for a short file."""
-        if frames <= self.window:
-            return [0]
-        starts = list(range(0, frames - self.window, self.step))
-        return [*starts, frames - self.window]
+    def windows_of(self, samples):
+        """How many windows a recording of so many samples has."""
+        return len(self.windows.starts(self.system.frames(samples)))
 
-    def separate(self, samples, spool, bar=None):
+    def separate(self, samples, spool, bar=None, enrolment=None):
         """Separates a channel window by window, in memory that does not depend on its length.
 
         Args:
             samples: [samples] at the system's rate, an array or RawSamples.
-            spool: binary file, open for writing and reading, for the spectra of all windows.
+            spool: binary file, open for writing and reading, for what is made of all windows.
             bar: progress bar, to be told of every window twice.
+            enrolment: what `enrol` gave.
 
         Yields:
-            float32 [talkers, some samples], one after the other as many as there are in `samples`, to which they sum.
+            float32 [talkers, some samples], one after the other as many as there are in `samples`.
         """
-        fft_size, hop = self.system.fft_size, self.system.hop_size
-        if self.stream is not None:
-            starts = [start * hop for start in self.window_starts(-(-len(samples) // hop))]
-            self.stream.reset()
-            blocks = (samples[first:last] for first, last in zip(starts, [*starts[1:], len(samples)]))
-            for talkers in separate_stream(self.stream, blocks):
-                if bar is not None:
-                    bar.update(2)
-                yield talkers
+        if self.stream is None:
+            yield from self.system.separate(samples, self.windows, spool, bar, enrolment)
             return
-        # Silence around the recording, so that its ends are seen by as many frames as all else.
-        lead = fft_size
-        frames = -(-(len(samples) + lead) // hop) + 1
-        starts = self.window_starts(frames)
-        length = num_samples(min(frames, self.window), fft_size, hop)
-        grouped = clustering.WindowClustering(self.talkers, self.system.seed)
-        shape = None
-        for start in starts:
-            estimates, embeddings = self.system.analyse(_piece(samples, start * hop - lead, length))
-            shape = estimates.shape
-            spool.write(estimates.data)
-            if self.system.grouping is not None:
-                grouped.add(start, estimates, embeddings)
+        starts = [start * self.system.hop_size for start in self.windows.starts(self.system.frames(len(samples)))]
+        self.stream.reset()
+        blocks = (samples[first:last] for first, last in zip(starts, [*starts[1:], len(samples)]))
+        for talkers in self.system.live(self.stream, blocks):
             if bar is not None:
-                bar.update()
-        spool.seek(0)
-        orders = grouped.orders() if self.system.grouping is not None else None
-        kept, kept_from = None, 0
-        for i, start in enumerate(starts):
-            estimates = np.frombuffer(spool.read(4 * int(np.prod(shape))), np.float32).reshape(shape)
-            order = np.zeros(shape[1], np.int64) if orders is None else orders[i]
-            signals = self.system.synthesise(estimates, order)
-            if kept is not None:
-                signals = self._join(kept, kept_from, signals, start * hop, orders is None)
-            # Up to where the next window begins nothing can change any more.
-            begin = start * hop
-            end = starts[i + 1] * hop if i + 1 < len(starts) else begin + signals.shape[1]
-            kept, kept_from = signals[:, end - begin :], end
-            first = max(begin, lead)
-            last = max(first, min(end, lead + len(samples)))
-            yield add_up(signals[:, first - begin : last - begin], samples[first - lead : last - lead])
-            if bar is not None:
-                bar.update()
-
-    def _join(self, kept, kept_from, signals, begin, match):
-        """Cross-fades what is left of the window before into `signals`, which begin at the same sample."""
-        assert kept_from == begin
-        overlap = kept.shape[1]
-        if match:  # no embeddings tell the talkers: the order that agrees best with the window before
-            signals = signals[clustering.best_order(kept, signals[:, :overlap])]
-        fade = np.linspace(0, 1, overlap + 2)[1:-1]
-        signals[:, :overlap] = (1 - fade) * kept + fade * signals[:, :overlap]
-        return signals
-
-
-def _piece(samples, start, length):
-    """samples[start : start + length], with zeros where there are none."""
-    piece = np.zeros(length, np.float32)
-    first, last = max(start, 0), min(start + length, len(samples))
-    if last > first:
-        piece[first - start : last - start] = samples[first:last]
-    return piece
-
-
-def find_checkpoints(given):
-    """{system: prefix} of prefixes or of a folder, below which every `best` is looked at.
-
-    Raises:
-        UserError: there is none, or there are several of one system.
-    """
-    prefixes = []
-    for path in map(os.fspath, given):
-        if os.path.isdir(path):
-            found = glob.glob(os.path.join(glob.escape(path), "**", "best"), recursive=True)
-            if not found:
-                raise UserError(f"{path}: no checkpoint marked best below it; give the prefix of one")
-            prefixes += sorted(found)
-        else:
-            checkpoint.require(path)
-            prefixes.append(path)
-    systems = {}
-    for prefix in prefixes:
-        system = checkpoint.Reader(prefix).system
-        if system not in DeepCasa.SYSTEMS:
-            raise UserError(f"{prefix}: holds {system}, which cannot separate; give one of {', '.join(DeepCasa.SYSTEMS)}")
-        if system in systems:
-            raise UserError(
-                f"{prefix} and {systems[system]} are both of {system}; name the one to take: --resume_model PREFIX"
-            )
-        systems[system] = prefix
-    if "dense_unet" not in systems:
-        raise UserError(f"{prefixes[0]}: the second stage alone; give the checkpoint of the first stage too")
-    return systems
+                bar.update(2)
+            yield talkers
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -357,7 +192,19 @@ def output_paths(folder, name, talkers, channels):
     }
 
 
-def separate_file(separator, path, outputs, subtype="PCM_16", show=progress):
+class Separated(NamedTuple):
+    """What happened to a recording.
+
+    Attributes:
+        factor: by which the outputs were made quieter, 1 mostly.
+        confidences: that the wanted talker is in each channel; empty for systems that have none.
+    """
+
+    factor: float
+    confidences: list
+
+
+def separate_file(separator, path, outputs, subtype="PCM_16", show=progress, voice=None):
     """Separates a recording into files.
 
     Args:
@@ -366,9 +213,10 @@ def separate_file(separator, path, outputs, subtype="PCM_16", show=progress):
         outputs: {(channel, talker): path} of output_paths; they get the rate of the recording.
         subtype: sample format of the outputs. Where integers would be clipped, all are made quieter alike.
         show: makes the progress bar, called as feat.parallel.progress.
+        voice: what Separator.enrol gave.
 
     Returns:
-        the factor by which the outputs were made quieter, 1 mostly.
+        Separated.
 
     Raises:
         UserError: the recording is shorter than LEAST_SECONDS, silent, or broken; nothing was written.
@@ -380,12 +228,11 @@ def separate_file(separator, path, outputs, subtype="PCM_16", show=progress):
             " can be separated, give a longer recording"
         )
     channels = list(dict.fromkeys(channel for channel, _ in outputs))
-    seconds = info.frames / info.sample_rate
     with tempfile.TemporaryDirectory() as folder:
-        one = seconds * separator.sample_rate * 4
-        spectra = one * 2 * separator.talkers * separator.system.fft_size / separator.system.hop_size * 1.4
-        require_free_bytes(folder, int(spectra + one * (2 + separator.talkers * len(channels))), f"parts of {path}")
-        parts, peak, heard = {}, 0.0, False
+        samples = -(-info.frames * separator.sample_rate // info.sample_rate)
+        raw = 4 * samples * (2 + separator.talkers * len(channels))
+        require_free_bytes(folder, raw + separator.system.spool_bytes(samples), f"parts of {path}")
+        parts, confidences, peak, heard = {}, [], 0.0, False
         for channel in channels:
             mixture = os.path.join(folder, "mixture")
             blocks = read_blocks(path, channel, BLOCK_SECONDS)
@@ -393,18 +240,18 @@ def separate_file(separator, path, outputs, subtype="PCM_16", show=progress):
             samples = RawSamples(mixture)
             heard = heard or any(block.any() for block in _read_raw(mixture))
             files = [os.path.join(folder, f"{channel}_{talker}") for talker in range(separator.talkers)]
-            frames = -(-(len(samples) + separator.system.fft_size) // separator.system.hop_size) + 1
             with (
                 tempfile.TemporaryFile(dir=folder) as spool,
-                show(None, os.path.basename(path), 2 * len(separator.window_starts(frames)), unit="window") as bar,
+                show(None, os.path.basename(path), 2 * separator.windows_of(len(samples)), unit="window") as bar,
             ):
                 streams = [open(file, "wb") for file in files]
-                for block in separator.separate(samples, spool, bar):
+                for block in separator.separate(samples, spool, bar, voice):
                     peak = max(peak, float(np.max(np.abs(block), initial=0)))
                     for stream, talker in zip(streams, block):
                         stream.write(talker.data)
                 for stream in streams:
                     stream.close()
+            confidences += [] if separator.confidence is None else [separator.confidence]
             parts |= {(channel, talker): file for talker, file in enumerate(files)}
         if not heard:
             raise UserError(f"{path}: silent, every sample is 0; check how it was recorded")
@@ -412,7 +259,7 @@ def separate_file(separator, path, outputs, subtype="PCM_16", show=progress):
         for key, output in outputs.items():
             blocks = resample_blocks(_read_raw(parts[key]), separator.sample_rate, info.sample_rate)
             _write_wav(output, blocks, info.sample_rate, info.frames, subtype, factor)
-    return factor
+    return Separated(factor, confidences)
 
 
 class RawSamples:
@@ -465,22 +312,40 @@ def _done(folder, options):
     return False
 
 
+def options_of_flags(system):
+    """Options of a system from the flags. Raises UserError for a flag that was given and is another system's."""
+    options = {}
+    for name in dict.fromkeys(option for kind in SYSTEMS.values() for option in kind.OPTIONS):
+        if name in SYSTEMS[system].OPTIONS:
+            options[name] = FLAGS[name].value
+        elif FLAGS[name].present:
+            raise UserError(f"--{name}: {SYSTEMS[system].NAME} has no use for it; leave it out")
+    return options
+
+
 def main(argv):
     if len(argv) < 2:
         raise UserError("no recording given: python nn/separate.py --resume_model PREFIX in.wav --output_dir out")
     if not FLAGS.resume_model:
         raise UserError("--resume_model is missing: the prefix of each stage's checkpoint, or the folder of both")
     inputs = list_inputs(argv[1:])
-    separator = Separator(FLAGS.resume_model, FLAGS.window_seconds, FLAGS.overlap_seconds, FLAGS.seed, FLAGS.grouping)
+    checkpoints = find_checkpoints(FLAGS.resume_model)
+    options = options_of_flags(next(iter(checkpoints)))
+    separator = Separator(
+        checkpoints.values(), FLAGS.window_seconds, FLAGS.overlap_seconds, FLAGS.grouping, **options
+    )
+    voice = separator.enrol(FLAGS.enrolment)
     make_writable_directory(FLAGS.output_dir)
     digests = {system: checkpoint.fingerprint(prefix) for system, prefix in separator.checkpoints.items()}
-    names = ("window_seconds", "overlap_seconds", "seed", "grouping", "subtype", "channels")
-    options = {name: FLAGS[name].value for name in names}
+    names = ("window_seconds", "overlap_seconds", "grouping", "subtype", "channels")
+    options |= {name: FLAGS[name].value for name in names}
+    if voice is not None:
+        options |= {"voice": hashlib.sha256(voice.tobytes()).hexdigest(), "threshold": separator.system.threshold}
     same = _done(FLAGS.output_dir, digests | options)
     failed = 0
     for path, name in inputs:
         try:
-            print(_separate(separator, path, name, same))
+            print(_separate(separator, path, name, voice, same))
         except UserError as error:
             if len(inputs) == 1:
                 raise
@@ -490,19 +355,29 @@ def main(argv):
         raise UserError(f"{failed} of {len(inputs)} recordings were not separated; the others lie in {FLAGS.output_dir}")
 
 
-def _separate(separator, path, name, same):
+def _separate(separator, path, name, voice, same):
     """Separates a recording unless that was done (`same`: with these options); says what was written."""
     info = wav_info(path)
     channels = [None] if FLAGS.channels == "mean" or info.channels == 1 else range(info.channels)
     outputs = output_paths(FLAGS.output_dir, name, separator.talkers, channels)
     if same and all(os.path.exists(output) for output in outputs.values()):
         return f"{path}: separated already"
-    factor = separate_file(separator, path, outputs, FLAGS.subtype)
+    factor, confidences = separate_file(separator, path, outputs, FLAGS.subtype, voice=voice)
     lines = [f"{path}: {info.seconds:.1f} s, {', '.join(outputs.values())}"]
     if factor < 1:
         quieter = -20 * np.log10(factor)
         lines.append(f"{path}: its parts were made quieter by {quieter:.1f} dB, together, to fit {FLAGS.subtype}")
-    return "\n".join(lines)
+    return "\n".join(lines + presence_lines(separator.system, path, confidences))
+
+
+def presence_lines(system, path, confidences):
+    """What to say of the confidences that the wanted talker is in each channel of a recording; [] without any."""
+    if not confidences:
+        return []
+    line = f"{path}: confidence that the talker is there {', '.join(f'{value:.3f}' for value in confidences)}"
+    if system.threshold is not None and min(confidences) < system.threshold:
+        line += f", below {system.threshold:.3f}: most likely not" + ("; silence" if system.reject != "no" else "")
+    return [line]
 
 
 main.takes_arguments = True
@@ -518,4 +393,10 @@ if __name__ == "__main__":
         "grouping", "auto", ["auto", "online", "kmeans"], "frame by frame (causal checkpoints), or over the whole file"
     )
     flags.DEFINE_integer("seed", 0, "of the clustering")
+    flags.DEFINE_multi_string("enrolment", [], "SpEx+: recording of the wanted talker; repeat to average several")
+    flags.DEFINE_enum("level", "projection", LEVELS, "SpEx+: as loud as in the mixture, or its peak, or as it comes")
+    flags.DEFINE_enum(
+        "reject", "no", REJECT, "SpEx+: silence where the talker seems absent, from the file or from windows of it"
+    )
+    flags.DEFINE_float("threshold", None, "SpEx+: confidence of absence; default: as measured by --absent", -1, 1)
     run_script(main)

@@ -3,6 +3,7 @@
     python nn/spex_plus.py --data_folder triplets --is_deploy 0                   trains on triplets/tr, checks on
                                                                                   triplets/cv; the same command goes on
     python nn/spex_plus.py --data_folder triplets --is_deploy 1                   extracts triplets/tt, and scores it
+    python nn/spex_plus.py --data_folder triplets --is_deploy 1 --absent --set cv  also by voices that are not there
     python nn/spex_plus.py --is_deploy 1 --resume_model CHECKPOINT --mixture MIX.wav --enrolment VOICE.wav \
         [--enrolment VOICE_2.wav] --output TALKER.wav                             extracts from one recording
 
@@ -10,26 +11,30 @@ The sets below --data_folder are of any layout of feat/triplets.py. CHECKPOINT i
 or a PyTorch file of ir4kgl/ss_dla or gemengtju/SpEx_Plus, whose sizes are read from it.
 """
 
+import json
 import os
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import flags
 from keras import ops
 
 from feat import dataset, triplet_dataset
-from feat.audio import read_resampled, resample, wav_info, write_pcm16
-from feat.files import UserError, make_writable_directory, run_script
+from feat.audio import read_resampled, wav_info
+from feat.files import UserError, brief, make_writable_directory, run_script
 from feat.librispeech_mix import find_speakers
 from feat.parallel import progress
+from feat.talkers import find_genders, read_genders
 from feat.triplets import read_durations, read_speakers, read_triplets, require_labels, speakers_of
 from models import losses
 from models.conv_tasnet import NORMS, zero_behind
 from models.spex_plus import BRANCHES, MASKS, SAMPLE_RATES, VARIANTS, SpexPlus
-from nn import checkpoint, devices, evaluate, metrics, summaries, train
+from nn import checkpoint, devices, evaluate, metrics, presence, summaries, train
 from nn.deep_casa import OutputFolder, checkpoint_to_use
+from nn.extraction import LEVELS, Extractor, TrainingLevels, stored_settings
 from nn.optimizers import make_optimizer
+from nn.reference_config import read_reference_config
+from nn.separate import Separator, separate_file
 
 FLAGS = flags.FLAGS
 
@@ -40,6 +45,8 @@ PRESETS = {
     "seed": dict(batch_size=5, epoch=21, segment_seconds=3.0, lr_schedule="onecycle", ratio="si_sdr"),
     "authors": dict(batch_size=20, epoch=100, segment_seconds=4.0, lr_schedule="plateau", ratio="si_snr", l2=1e-5),
 }
+
+LEVEL_BATCHES = 8  # that the level of training is measured on
 
 # Constructor arguments that flags set.
 SIZE_FLAGS = dict(
@@ -54,7 +61,6 @@ SIZE_FLAGS = dict(
     causal="causal",
     mask="mask",
 )
-LEVELS = ("projection", "peak", "none")
 
 
 class TargetExtraction:
@@ -110,6 +116,9 @@ def define_flags():
     """Flags of the script; those whose default depends on --variant are in PRESETS."""
     train.define_training_flags(learning_rate=1e-3, lr_decay=0.5)
     flags.DEFINE_enum("variant", "seed", list(VARIANTS), "ir4kgl/ss_dla at 16 kHz, or gemengtju/SpEx_Plus at 8 kHz")
+    flags.DEFINE_string(
+        "config", "", "config.json of ir4kgl/ss_dla or conf.py of gemengtju/SpEx_Plus: defaults of the other flags"
+    )
     flags.DEFINE_string("exp_name", "spex_plus", "name of the experiment: exp/<exp_name>")
     flags.DEFINE_string("data_folder", "triplets", "holds the sets tr/, cv/ and tt/, see feat/triplets.py")
     flags.DEFINE_integer("sample_rate", None, "Hz; files of other rates are resampled; default of the variant")
@@ -121,11 +130,20 @@ def define_flags():
     flags.DEFINE_bool("dynamic_mixing", False, "mix the utterances of --corpus_folder anew at every step")
     flags.DEFINE_string("corpus_folder", "", "a folder for every talker; for --dynamic_mixing")
     flags.DEFINE_integer("epoch_mixtures", 20000, "mixtures in an epoch of --dynamic_mixing", lower_bound=1)
+    flags.DEFINE_list("snr_db", ["0", "5"], "lowest,highest dB of target over interferer in --dynamic_mixing")
+    flags.DEFINE_bool(
+        "both_talkers",
+        False,
+        "each mixture of --dynamic_mixing is two examples, one for each talker, so that nothing but the enrolment tells"
+        " which of them is wanted; take lowest and highest --snr_db of opposite signs with it",
+    )
     flags.DEFINE_float("segment_seconds", None, "train on pieces of so many seconds; 0: whole mixtures", lower_bound=0)
     flags.DEFINE_float("enrolment_seconds", 0.0, "cut longer enrolments in training; 0: none", lower_bound=0)
     flags.DEFINE_float("gain_db", 0.0, "training mixtures and enrolments are made louder or softer by up to so many dB")
     flags.DEFINE_bool("parity", False, "batches, padding and validation as the reference code has them")
     flags.DEFINE_integer("classes", None, "speakers that are told apart in training; default: those of tr")
+    flags.DEFINE_list("windows_ms", ["2.5", "10", "20"], "windows of the encoders; the hop is half of the first")
+    flags.DEFINE_enum("filterbank", "random", ["random", "fourier"], "what encoders and decoders are before training")
     flags.DEFINE_integer("n_filters", 256, "of each encoder", lower_bound=1)
     flags.DEFINE_integer("n_bottle", 256, "channels between dilated blocks", lower_bound=1)
     flags.DEFINE_integer("n_units", 512, "channels of a dilated block", lower_bound=1)
@@ -151,26 +169,36 @@ def define_flags():
         LEVELS,
         "of what is extracted: as loud as it is in the mixture, with the peak of the mixture, or as it comes",
     )
+    flags.DEFINE_bool(
+        "absent", False, "extract each mixture of the set by a voice that is not in it too: what --reject is worth"
+    )
+    flags.DEFINE_string(
+        "genders_file", "", "talkers and M or F, for a table of scores; default: that of the set's corpus, if any"
+    )
     flags.DEFINE_list("metrics", list(evaluate.DEFAULT_METRICS), f"any of {', '.join(metrics.METRICS)}")
     flags.DEFINE_integer("num_workers", 0, "processes that score; 0 for all cores", lower_bound=0)
 
 
 def apply_variant():
-    """Gives flags that were not given the variant's values."""
-    for name, value in (PRESETS[FLAGS.variant] | {"sample_rate": SAMPLE_RATES[FLAGS.variant]}).items():
-        if not FLAGS[name].present:
-            FLAGS[name].value = value
+    """Gives flags that were not given the values of --config, or else the variant's.
 
-
-def stored_settings(source):
-    """(constructor arguments, config) of a checkpoint: those of config.json, or what a PyTorch file tells."""
-    config = checkpoint.read_config(source)
-    if config:
-        return config["model"], config
-    reader = checkpoint.open_reader(source)
-    if not hasattr(reader, "settings"):
-        raise UserError(f"{source}: no config.json beside it; put it back, or give a checkpoint that has one")
-    return reader.settings(), {"variant": reader.variant, "sample_rate": SAMPLE_RATES[reader.variant]}
+    Raises:
+        UserError: --config is of no use.
+    """
+    configured = {}
+    if FLAGS.config:
+        configured, left = read_reference_config(FLAGS.config)
+        if left:
+            print(f"{FLAGS.config}: not taken over: {', '.join(left)}")
+    if not FLAGS["variant"].present:
+        FLAGS.variant = configured.get("variant", FLAGS.variant)
+    for name, value in (PRESETS[FLAGS.variant] | {"sample_rate": SAMPLE_RATES[FLAGS.variant]} | configured).items():
+        flag = FLAGS[name]
+        if not flag.present:
+            try:
+                flag.value = flag.parser.parse(str(value))
+            except ValueError as error:
+                raise UserError(f"{FLAGS.config}: {value!r} for --{name}: {brief(error)}") from error
 
 
 def model_settings(source="", classes=None, own_classes=False):
@@ -185,12 +213,16 @@ def model_settings(source="", classes=None, own_classes=False):
         UserError: a flag that was given disagrees with the checkpoint.
     """
     settings = VARIANTS[FLAGS.variant] | {argument: FLAGS[flag].value for argument, flag in SIZE_FLAGS.items()}
-    # 2.5, 10 and 20 ms.
-    settings["windows"] = [FLAGS.sample_rate * i // 400 for i in (1, 4, 8)]
+    settings["windows"] = window_samples()
     settings |= {"parity": FLAGS.parity, "classes": FLAGS.classes or classes or settings["classes"]}
     if not source:
         return settings
     stored, config = stored_settings(source)
+    if FLAGS["windows_ms"].present and list(stored["windows"]) != settings["windows"]:
+        raise UserError(
+            f"{source}: trained with windows of {', '.join(map(str, stored['windows']))} samples; leave --windows_ms out"
+            " or give another checkpoint"
+        )
     for argument, flag in (SIZE_FLAGS | ({} if own_classes else {"classes": "classes"})).items():
         if argument in stored and FLAGS[flag].present and FLAGS[flag].value != stored[argument]:
             raise UserError(
@@ -204,6 +236,26 @@ def model_settings(source="", classes=None, own_classes=False):
         )
     kept = ("parity", "classes") if own_classes else ("parity",)
     return settings | {name: value for name, value in stored.items() if name not in kept}
+
+
+def numbers_of(flag, count, what):
+    """The `count` numbers of a list flag, in ascending order. Raises UserError."""
+    try:
+        numbers = [float(value) for value in FLAGS[flag].value]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count or not np.isfinite(numbers).all() or numbers != sorted(numbers):
+        raise UserError(f"--{flag} {','.join(FLAGS[flag].value)}: give {what}")
+    return numbers
+
+
+def window_samples():
+    """Samples of the three windows of --windows_ms."""
+    what = "three ascending numbers of ms, such as 2.5,10,20, the first of two samples at least"
+    samples = [round(ms * FLAGS.sample_rate / 1000) for ms in numbers_of("windows_ms", 3, what)]
+    if samples[0] < 2:
+        raise UserError(f"--windows_ms {','.join(FLAGS.windows_ms)}: give {what}")
+    return samples
 
 
 def read_set(set_name, speakers=None):
@@ -236,6 +288,9 @@ class TrainingData:
             self.pool = triplet_dataset.talker_pool(
                 FLAGS.corpus_folder, find_speakers(FLAGS.corpus_folder), rate, speakers
             )
+            self.snr_db = numbers_of("snr_db", 2, "lowest,highest, such as -5,5")
+            if FLAGS.both_talkers and FLAGS.batch_size % 2:
+                raise UserError(f"--both_talkers: --batch_size {FLAGS.batch_size} should be even")
             speakers, self.examples = self.pool.speakers, FLAGS.epoch_mixtures
         else:
             triplets = read_set("tr", speakers)
@@ -263,7 +318,14 @@ class TrainingData:
         options = dict(seed=FLAGS.seed, epoch=epoch, skip=skip, gain_db=gain, share=share)
         if self.pool is not None:
             return triplet_dataset.mixed_batches(
-                self.pool, size, self.examples // size, self.segment, enrolment_samples=self.enrolment, **options
+                self.pool,
+                size,
+                self.examples // size,
+                self.segment,
+                enrolment_samples=self.enrolment,
+                snr_db=self.snr_db,
+                both=FLAGS.both_talkers,
+                **options,
             )
         if self.chunked:
             return triplet_dataset.chunk_batches(self.training, self.segment, self.segment // 2, size, **options)
@@ -282,7 +344,7 @@ class TrainingData:
             return [self.training.triplets[i].name for i in indices]
         count = self.examples // FLAGS.batch_size * FLAGS.batch_size
         drawn = triplet_dataset.draw_mixed_triplets(
-            self.pool, count, self.segment, self.enrolment, (0.0, 5.0), FLAGS.seed, epoch
+            self.pool, count, self.segment, self.enrolment, self.snr_db, FLAGS.seed, epoch, FLAGS.both_talkers
         )
         return [" + ".join(self.pool.files.paths[i] for i in drawn[1][index, :2]) for index in indices]
 
@@ -305,6 +367,14 @@ def make_objective(model, whole=False):
 # Training -----------------------------------------------------------------------------------------
 
 
+def training_levels(data, model):
+    """{"mixture", "enrolment": dB} of the first batches, see nn.extraction."""
+    levels = TrainingLevels(model.windows[1])
+    for batch in data.training_batches(0).take(LEVEL_BATCHES):
+        levels.add(batch)
+    return levels.levels_db
+
+
 def train_model():
     """--is_deploy 0"""
     strategy = devices.make_strategy()
@@ -313,6 +383,8 @@ def train_model():
     with strategy.scope():
         train.seed_everything(FLAGS.seed)
         model = SpexPlus(**model_settings(source, data.classes, own_classes=bool(FLAGS.load)))
+        if FLAGS.filterbank == "fourier":
+            model.start_as_fourier()
         optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate, l2=FLAGS.l2)
         objective = make_objective(model, data.whole)
     if data.classes > model.settings["classes"]:
@@ -336,7 +408,8 @@ def train_model():
         worst_score=-100.0,
         seconds_per_frame=1 / FLAGS.sample_rate,
         length_key="samples",
-        config={name: FLAGS[name].value for name in ("variant", "sample_rate", "ratio")},
+        config={name: FLAGS[name].value for name in ("variant", "sample_rate", "ratio")}
+        | {"levels_db": training_levels(data, model)},
         check_inputs=data.check,
         names_of=data.names_of,
         pictures=summaries.ExtractionPictures(
@@ -354,120 +427,83 @@ def train_model():
 # Inference ----------------------------------------------------------------------------------------
 
 
-class Extractor:
-    """A trained SpEx+, ready for recordings.
-
-    Embeddings are kept by the names of their recordings.
-
-    Args:
-        model: SpexPlus.
-    """
-
-    def __init__(self, model):
-        self.model = model
-        waveforms = tf.TensorSpec([None, None], tf.float32)
-        vectors = tf.TensorSpec([None, None], tf.float32)
-        self._embed = tf.function(lambda x: model.embed(x), input_signature=[waveforms])
-        self._extract = tf.function(lambda x, v: model.extract(x, v)[BRANCHES[0]], input_signature=[waveforms, vectors])
-        self._embeddings = {}
-
-    @classmethod
-    def load(cls, source):
-        """Of a checkpoint, with its moving average of the weights if it has one."""
-        model = SpexPlus(**model_settings(source))
-        checkpoint.load_for_inference(source, "spex_plus", model)
-        return cls(model)
-
-    def embed(self, enrolment):
-        """Waveform [samples] -> embedding [embedding_dim]. One that is too short is repeated."""
-        needed = self.model.shortest_enrolment
-        if len(enrolment) < needed:
-            enrolment = np.tile(enrolment, -(-needed // max(1, len(enrolment))))
-        return self._embed(np.asarray(enrolment, np.float32)[None])[0].numpy()
-
-    def embed_files(self, paths, sample_rate):
-        """Mean embedding of recordings."""
-        for path in paths:
-            if path not in self._embeddings:
-                self._embeddings[path] = self.embed(read_resampled(path, sample_rate))
-        return np.mean([self._embeddings[path] for path in paths], axis=0)
-
-    def __call__(self, mixture, embedding, level="projection"):
-        """The talker of an embedding [embedding_dim] in a waveform [samples]: [samples].
-
-        Args:
-            level: one of LEVELS, see `match_level`.
-        """
-        samples = len(mixture)
-        padded = np.pad(np.asarray(mixture, np.float32), (0, max(0, self.model.windows[0] - samples)))
-        estimate = self._extract(padded[None], embedding[None])[0].numpy()[:samples]
-        return match_level(estimate, mixture, level)
-
-    def batch(self, batch):
-        """The estimate [samples] of a batch of one, as of the validation set."""
-        return self(batch["mixture"][0].numpy(), self.embed(batch["enrolment"][0].numpy()))
-
-
-def match_level(estimate, mixture, level):
-    """Scales an estimate [samples], whose level SI-SDR leaves open.
-
-    Args:
-        level: "projection": to the share that it has in the mixture, by least squares. "peak": to the peak of the
-            mixture, as gemengtju/SpEx_Plus does. "none": not at all.
-    """
-    if level == "peak":
-        scale = np.max(np.abs(mixture), initial=0) / max(np.max(np.abs(estimate), initial=0), 1e-9)
-    elif level == "projection":
-        scale = np.dot(mixture, estimate) / max(np.dot(estimate, estimate), 1e-9)
-    else:
-        scale = 1.0
-    return (scale * estimate).astype(np.float32)
+def load_extractor(source):
+    """Extractor of a checkpoint, with its moving average of the weights if it has one; flags must agree with it."""
+    model = SpexPlus(**model_settings(source))
+    checkpoint.load_for_inference(source, "spex_plus", model)
+    return Extractor(model, None if FLAGS.parity else stored_settings(source)[1].get("levels_db"))
 
 
 def infer():
     """--is_deploy 1"""
     devices.set_precision()
-    if FLAGS.mixture or FLAGS.enrolment or FLAGS.output:
-        extract_recording()
-        return
     source = checkpoint_to_use()
+    if FLAGS.mixture or FLAGS.enrolment or FLAGS.output:
+        extract_recording(source)
+        return
     rate = FLAGS.sample_rate
     triplets = read_set(FLAGS.set)
-    extractor = Extractor.load(source)
-    folder = f"exp/{FLAGS.exp_name}/output_{FLAGS.set}/files"
+    set_folder = os.path.join(FLAGS.data_folder, FLAGS.set)
+    genders = genders_of_set(set_folder)
+    drawn = presence.draw_absent(triplets, FLAGS.seed) if FLAGS.absent else []
+    extractor = load_extractor(source)
+    folder = f"exp/{FLAGS.exp_name}/output_{FLAGS.set}"
     found = triplet_dataset.triplet_set(triplets, rate, parity=FLAGS.parity)
-    output = OutputFolder(folder, found)
+    output = OutputFolder(f"{folder}/files", found)
     scored = [metric for metric in FLAGS.metrics if metric != "pesq" or rate in metrics.PESQ_MODES]
+    present, absent = [], []
     for i, triplet in enumerate(progress(triplets, "extract", unit="mixture")):
         mixture, target = (read_resampled(path, rate)[: found.samples[i]] for path in (triplet.mixture, triplet.target))
-        embedding = extractor.embed_files(triplet.enrolments, rate)
-        estimate = extractor(mixture, embedding, FLAGS.level)
+        estimate, confidence = extract(extractor, mixture, triplet)
         output.write(triplet.name, np.stack([target, mixture]), estimate[None])
+        present.append(confidence)
+        if drawn:
+            absent.append(extract(extractor, mixture, drawn[i])[1])
     output.finish(len(triplets))
     evaluation = evaluate.evaluate(
-        {"extracted": folder}, talkers=1, sample_rate=rate, metric_names=scored, source="bin",
-        num_workers=FLAGS.num_workers,
+        {"extracted": f"{folder}/files"}, set_name=FLAGS.set, talkers=1, sample_rate=rate, metric_names=scored,
+        source="bin", num_workers=FLAGS.num_workers, genders=genders,
     )  # fmt: skip
-    print(evaluate.write_report(evaluation, f"exp/{FLAGS.exp_name}/output_{FLAGS.set}/scores"), end="")
-    if "si_sdr" in scored:
-        gains = np.array([utterance["extracted"].scores["si_sdri"][0] for utterance in evaluation.utterances])
-        worse = np.sum(gains < 0)
-        share = f"{worse} of {len(gains)} ({100 * worse / len(gains):.1f} %)"
-        print(f"{share} are worse than the mixture: most likely the other talker")
+    print(evaluate.write_report(evaluation, f"{folder}/scores"), end="")
+    means = evaluate.summarize(evaluation)["systems"][-1]["means"]
+    for name in ("si_sdr", "pesq"):
+        if means.get(name) is not None:
+            print(f"mean {evaluate.HEADINGS[name]}:\t {means[name]}")
+    presence.write_confidences(f"{folder}/scores", triplets, present, absent, drawn)
+    if drawn:
+        lines = presence.measure_threshold(source, set_folder, f"{folder}/scores", present, absent)
+        print("\n".join(lines))
 
 
-def extract_recording():
-    """Extracts one talker from one recording, at whatever rate that has."""
+def extract(extractor, mixture, triplet):
+    """(estimate [samples] of the talker of a triplet's enrolments in a mixture [samples], confidence)."""
+    embedding = extractor.embed_files(triplet.enrolments, FLAGS.sample_rate)
+    estimate = extractor(mixture, embedding, FLAGS.level)
+    return estimate, extractor.confidence(mixture, estimate, embedding)
+
+
+def genders_of_set(folder):
+    """{talker: "male" or "female"} by --genders_file, or a table that is found beside the corpus of a set, or None."""
+    path = FLAGS.genders_file
+    settings = os.path.join(folder, "settings.json")
+    if not path and os.path.exists(settings):
+        with open(settings, encoding="utf-8") as file:
+            corpus_folder = json.load(file).get("corpus_folder", "")
+        path = find_genders(corpus_folder) if os.path.isdir(corpus_folder) else ""
+    return read_genders(path) if path else None
+
+
+def extract_recording(source):
+    """Extracts one talker from one recording, as nn/separate.py does."""
     if not (FLAGS.mixture and FLAGS.enrolment and FLAGS.output):
         raise UserError("--mixture, --enrolment and --output belong together; one is missing")
-    extractor = Extractor.load(checkpoint_to_use())
-    rate, own_rate = FLAGS.sample_rate, wav_info(FLAGS.mixture).sample_rate
-    mixture = read_resampled(FLAGS.mixture, rate)
-    estimate = extractor(mixture, extractor.embed_files(FLAGS.enrolment, rate), FLAGS.level)
-    estimate = resample(estimate, rate, own_rate)[: wav_info(FLAGS.mixture).frames]
+    model_settings(source)  # flags that disagree
+    separator = Separator([source], level=FLAGS.level, grouping="kmeans")
+    voice = separator.enrol(FLAGS.enrolment)
     make_writable_directory(os.path.dirname(os.path.abspath(FLAGS.output)))
-    write_pcm16(FLAGS.output, estimate / max(1.0, np.max(np.abs(estimate))), own_rate)
-    print(f"{FLAGS.output}: {len(estimate) / own_rate:.1f} s at {own_rate} Hz")
+    done = separate_file(separator, FLAGS.mixture, {(None, 0): FLAGS.output}, voice=voice)
+    info = wav_info(FLAGS.output)
+    print(f"{FLAGS.output}: {info.seconds:.1f} s at {info.sample_rate} Hz, confidence {done.confidences[0]:.3f}")
 
 
 def main(_):

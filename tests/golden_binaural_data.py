@@ -139,22 +139,32 @@ def speed_perturb(case, folder):
 
 def augmented(case):
     """(mixture [samples, 2], sources [talkers, samples, 2]) of a case with recorded draws."""
-    config, draws = case.config, [values[0] for _, values in case.meta["draws"]]
+    config, draws = case.config, iter(values for _, values in case.meta["draws"])
     talkers = case["in/targets"].shape[-1]
-    shift = (config["min_shift"], config["max_shift"]) if config.get("use_rand_shift") else None
-    augmentation = augment.Augmentation(shift=shift, parity=True)
-    noise = tf.constant(case["in/noise"][0]) if "in/noise" in case else None
+    given = augment.Augmentation(
+        speeds=(95, 100, 105) if config.get("use_speedperturb", True) else (),
+        shift=(config["min_shift"], config["max_shift"]) if config.get("use_rand_shift") else None,
+        parity=True,
+    )
+    speeds = [next(draws)[0] for _ in range(talkers)] if given.speeds else None
     mixture, sources = binaural_dataset.remix(
         [tf.constant(case["in/targets"][0, ..., c]) for c in range(talkers)],
         tf.constant(case["in/mix"][0]),
-        noise,
-        augmentation,
-        8000,
-        [tf.constant(speed) for speed in draws[:talkers]],
-        draws[talkers : 2 * talkers],
+        tf.constant(case["in/noise"][0]) if "in/noise" in case else None,
+        given,
+        config.get("sample_rate", 8000),
+        speeds and [tf.constant(speed) for speed in speeds],
+        [next(draws)[0] for _ in range(talkers)] if given.shifts else None,
     )
+    if config.get("use_wavedrop"):
+        next(draws)  # the number of chunks
+        lengths, starts = next(draws), next(draws)
+        next(draws)
+        mixture = augment.drop_bands(
+            augment.drop_chunks(mixture, starts, lengths), augment.notches(next(draws)), parity=True
+        )
     if config.get("limit_training_signal_len"):
-        start, samples = draws[-1], config["training_signal_len"]
+        start, samples = next(draws)[0], config["training_signal_len"]
         mixture, sources = mixture[start : start + samples], sources[:, start : start + samples]
     return mixture, sources
 

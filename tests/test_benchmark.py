@@ -29,7 +29,12 @@ def report(folder, *flags, **named):
 
 
 @pytest.mark.parametrize(
-    "system, named", [("dense_unet", dict(causal=True, batch_size=2)), ("sequential_grouping", TINY_TCN)]
+    "system, named",
+    [
+        ("dense_unet", dict(causal=True, batch_size=2)),
+        ("sequential_grouping", TINY_TCN),
+        ("spex_plus", TINY_TCN | dict(enrolment_seconds=0.2)),
+    ],
 )
 def test_cost_of_a_tiny_system(tmp_path, system, named):
     found = report(tmp_path, system=system, **named)
@@ -40,6 +45,7 @@ def test_cost_of_a_tiny_system(tmp_path, system, named):
     np.testing.assert_allclose(cost["real_time_factor"], cost["forward_wall_s"] / seconds)
     assert {"parameters", "gmacs_per_second_of_audio", "forward_cpu_s", "training_step_cpu_s"} < set(cost)
     assert {"training_step_wall_s", "peak_memory_mib"} < set(cost)
+    assert ("extraction_cpu_s" in cost) == (system == "spex_plus")
 
 
 def test_macs_of_spex_plus():
@@ -54,17 +60,22 @@ def test_macs_of_spex_plus():
     np.testing.assert_allclose(both - mixture, 0.56e9, rtol=0.15)
 
 
+SPEX_PLUS = TINY_TCN | dict(system="spex_plus", variant="authors", enrolment_seconds=0.2)
+
+
 @pytest.mark.parametrize(
-    ("measure", "names"),
+    ("measure", "named", "names"),
     [
-        ("features", {"features_cpu_s", "loop_of_rfft_over_features", "loop_of_fft_over_features"}),
-        ("input", {"cached_over_in_memory", "on_the_fly_over_in_memory"}),
-        ("loop", {"loop_over_bare_step"}),
-        ("devices", {"devices", "devices_over_one"}),
+        ("features", {}, {"features_cpu_s", "loop_of_rfft_over_features", "loop_of_fft_over_features"}),
+        ("input", {}, {"cached_over_in_memory", "on_the_fly_over_in_memory"}),
+        ("loop", {}, {"loop_over_bare_step"}),
+        ("devices", {}, {"devices", "devices_over_one"}),
+        ("input", SPEX_PLUS, {"on_the_fly_over_in_memory"}),
+        ("loop", SPEX_PLUS, {"loop_over_bare_step"}),
     ],
 )
-def test_what_is_compared(tmp_path, measure, names):
-    ratios = report(tmp_path, measure=measure, batch_size=2)[measure]
+def test_what_is_compared(tmp_path, measure, named, names):
+    ratios = report(tmp_path, measure=measure, batch_size=2, **named)[measure]
     assert set(ratios) == names
     # A step of the tiny net takes a few milliseconds, so that this only says that both were measured.
     assert all(0.05 < ratio < 100 for name, ratio in ratios.items() if "over" in name)
@@ -76,6 +87,12 @@ def test_streaming_by_block_size(tmp_path):
     names = {f"{frames}_frames_{what}" for frames in sizes for what in ("real_time_factor", "worst_block")}
     assert set(found) == names
     assert all(found[f"{n}_frames_worst_block"] >= found[f"{n}_frames_real_time_factor"] / 2 > 0 for n in sizes)
+
+
+def test_streaming_of_spex_plus(tmp_path):
+    found = report(tmp_path, measure="streaming", **SPEX_PLUS)["streaming"]
+    assert set(found) == {f"{n}_frames_{what}" for n in (8, 16, 32, 64) for what in ("real_time_factor", "worst_block")}
+    assert all(value > 0 for value in found.values())
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
     voices = np.stack([speech.voice(i, 0, 1.5, 16000) for i in range(3)], axis=1)
     soundfile.write(folder / "stereo.flac", voices[:, :2] + voices[:, 2:], 16000)
     soundfile.write(folder / "mix" / "example.wav", speech.voice(0, 1, 0.7) + speech.voice(1, 1, 0.7), 8000)
-    soundfile.write(folder / "nan.wav", np.array([0, np.nan, 0]), 8000, subtype="FLOAT")
+    soundfile.write(folder / "nan.wav", np.append(np.ones(800), np.nan), 8000, subtype="FLOAT")
     soundfile.write(folder / "nothing.wav", np.zeros(0), 8000)
     (folder / "text.wav").write_text("This is no sound.")
     return folder
@@ -159,11 +159,17 @@ def text(page):
 
 def upload(page, path):
     one(page, "input[type=file]").send_keys(str(path))
-    wait_for(lambda: not some(page, "input[type=file]"))  # its place is taken by the recording
+    wait_for_recording(page)
+
+
+def wait_for_recording(page):
+    """Until the server has it: its player takes the place of the field that it was dropped on."""
+    wait_for(lambda: one(page, "#recording [data-testid^=waveform]"))
 
 
 def press_separate(page):
-    one(page, "#separate").click()
+    # Not by place: what comes in above may move it away from under the pointer.
+    page.execute_script("arguments[0].click()", one(page, "#separate"))
 
 
 def players(page):
@@ -209,7 +215,7 @@ def test_an_example_and_as_many_rows_as_talkers(page):
         label = next(label for label in some(page, "#system label") if system in label.text)
         label.click()
         wait_for(lambda: next((b for b in some(page, "button") if b.text == "example.wav"), None)).click()
-        wait_for(lambda: one(page, "#recording [data-testid^=waveform]"))
+        wait_for_recording(page)
         press_separate(page)
         wait_for(lambda: f"{system}: 0.7 s at 8000 Hz, 1 channel, separated in" in text(page))
         wait_for(lambda: len(players(page)) == rows)

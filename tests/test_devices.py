@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import ops
 
 from feat import cache, dataset
+from nn import devices
 from nn.optimizers import make_optimizer
 from nn.step import TrainStep
 
@@ -335,3 +336,18 @@ def test_a_worker_that_dies(folder):
     ended = finish(start_workers(folder, "died", **long | dict(epoch=epochs)))
     assert [code for code, *_ in ended] == [0, 0], ended
     assert f"going on at step {last} of" in ended[0][2]
+
+
+def test_the_end_of_an_epoch_is_not_waited_for():
+    """A thread of tf.data that tunes itself sleeps longer and longer, and its iterator ends when it wakes up."""
+
+    def make(share):
+        return dataset.pieces((np.arange(12).reshape(6, 2),), lambda i: {"index": tf.cast(i, tf.float32) * tf.ones(3)}, share)
+
+    batches = iter(devices.distribute(tf.distribute.MirroredStrategy(["CPU:0"]), make))
+    for _ in range(6):
+        next(batches)
+        time.sleep(0.5)  # the training step
+    started = time.monotonic()
+    del batches
+    assert time.monotonic() - started < 0.5

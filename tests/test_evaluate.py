@@ -394,3 +394,36 @@ def test_script_refuses_flags_that_cannot_be(tmp_path, arguments, message):
 def test_processes_need_no_tensorflow():
     code = "import nn.evaluate, sys; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_one_wanted_talker_and_groups(tmp_path):
+    levels_db = {"1_2_000000": 0, "2_1_000001": 5, "1_3_000002": 5, "3_1_000003": 5.3}
+    leaks = {"1_2_000000": 0.1, "2_1_000001": 3, "1_3_000002": 0.1, "3_1_000003": 0.1}
+    for seed, (name, level_db) in enumerate(levels_db.items()):
+        target, other = talkers(2, seed)
+        other *= np.linalg.norm(target) / np.linalg.norm(other) / 10 ** (level_db / 20)
+        write_bin(tmp_path / f"{name}.bin", target[None], (target + leaks[name] * other)[None], 0.5 * (target + other))
+    (tmp_path / "genders").write_text("1 m\n2 f\n3 m\n")
+    scores = tmp_path / "scores"
+    flags = ["--talkers=1", "--metrics=si_sdr", f"--genders_file={tmp_path / 'genders'}", "--num_workers=1"]
+    run = run_script(f"--estimates=final={tmp_path}", f"--output_folder={scores}", *flags)
+    assert run.returncode == 0, run.stderr
+    summary = json.loads((scores / "summary.json").read_text())
+    assert summary["systems"][1]["means"]["confusion"] == 0.25
+    rows = read_table((scores / "scores.csv").read_text())
+    values = {row["utterance"]: float(row["si_sdr"]) for row in rows if row["system"] == "final"}
+    expected = {
+        "genders": {
+            "female against male": ["2_1_000001"],
+            "male against female": ["1_2_000000"],
+            "male against male": ["1_3_000002", "3_1_000003"],
+        },
+        "mixture": {"0 dB": ["1_2_000000"], "5 dB": ["2_1_000001", "1_3_000002", "3_1_000003"]},
+    }
+    for kind, groups in expected.items():
+        assert [group["group"] for group in summary["groups"][kind]] == list(groups)
+        for group, names in zip(summary["groups"][kind], groups.values()):
+            assert group["talkers"] == len(names)
+            mean = np.mean([values[name] for name in names])
+            assert group["systems"]["final"]["si_sdr"] == pytest.approx(mean, abs=2e-6)
+    assert "male against male" in run.stdout and "25.0 %" in run.stdout

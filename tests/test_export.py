@@ -5,6 +5,7 @@ import json
 import os
 import sys
 
+import keras
 import numpy as np
 import pytest
 import speech
@@ -15,8 +16,11 @@ from models import grouping, spectral
 from models.conv import portable_graphs
 from models.dense_unet import DenseUNet, uncompress
 from models.losses import permutations
+from models.spex_plus import VARIANTS, SpexPlus
 from models.waveform_separator import DeepCasaSeparator, OneRecording
 from nn import checkpoint, clustering
+from nn.export import FORMATS
+from nn.extraction import Extractor
 from nn.separate import Separator
 
 PACKAGES = ("tf2onnx", "onnx", "onnxruntime", "ai_edge_litert")
@@ -241,3 +245,37 @@ class ClearGrouping:
 
     def __call__(self, inputs):
         return self.embed(inputs[1])
+
+
+# SpEx+ --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spex_plus(folder):
+    """An extractor of random weights, whose checkpoint lies below `folder`/spex_plus."""
+    keras.utils.set_random_seed(0)
+    sizes = dict(filters=8, bottleneck=6, units=10, embedding_dim=5, speaker_units=7, dilations=2, repeats=1, classes=3)
+    model = SpexPlus(**VARIANTS["authors"] | sizes)
+    run = folder / "spex_plus"
+    checkpoint.save(str(run / "tiny_model.ckpt_step_1"), model, keras.optimizers.SGD(), {})
+    checkpoint.mark_best(str(run / "tiny_model.ckpt_step_1"))
+    checkpoint.write_config(str(run), "spex_plus", model, sample_rate=RATE)
+    return Extractor(model)
+
+
+@needs_extra
+def test_extractor_in_all_formats(folder, spex_plus):
+    """Each gives what nn/spex_plus.py extracts, of any lengths where any are taken."""
+    printed = run(folder, resume_model="spex_plus", output_dir="out", seconds=0.5, enrolment_seconds=0.75)
+    described = json.loads((folder / "out/export.json").read_text())
+    assert described["talkers"] == 1 and described["sample_rate"] == RATE
+    assert described["files"]["litert"]["samples"] == [4000, 6000]
+    assert "onnx: largest relative error" in printed
+    formats = {name: FORMATS[name].load(str(folder / "out" / described["files"][name]["path"])) for name in FORMATS}
+    for lengths in ((1, 30), (3001, 2000), (4000, 6000)):
+        waveforms = {name: mixture(n) for name, n in zip(("mixture", "enrolment"), lengths)}
+        expected = spex_plus(waveforms["mixture"], spex_plus.embed(waveforms["enrolment"]))
+        for name, separate in formats.items():
+            if name != "litert" or lengths == (4000, 6000):
+                (found,) = separate(waveforms)
+                np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())

@@ -448,6 +448,22 @@ def test_dynamic_mixtures_are_of_two_talkers_and_another_utterance(pool):
             assert 20 * np.log10(np.sqrt(np.mean(enrolment[:samples] ** 2))) == pytest.approx(-23, abs=0.1)
 
 
+def test_both_talkers_of_a_dynamic_mixture_are_targets_in_turn(pool):
+    given = dict(seed=3, epoch=1, snr_db=(-5, 5), both=True)
+    _, files, *_ = triplet_dataset.draw_mixed_triplets(pool, 8, 6000, 0, (-5, 5), 3, 1, both=True)
+    talker_of = np.repeat(np.arange(6), PER_TALKER)
+    for batch, drawn in zip(listed(triplet_dataset.mixed_batches(pool, 4, 2, 6000, **given)), files.reshape(2, 4, 3)):
+        mixture, target = batch["mixture"], batch["target"]
+        for i in (0, 2):
+            np.testing.assert_allclose(mixture[i], mixture[i + 1], atol=1e-6)
+            np.testing.assert_allclose(target[i] + target[i + 1], mixture[i], atol=1e-6)
+            assert batch["speaker"][i] != batch["speaker"][i + 1]
+        assert (talker_of[drawn[:, 2]] == batch["speaker"]).all()
+        assert (drawn[:, 2] != drawn[:, 0]).all()  # nobody enrols with what is in the mixture
+    ratios = triplet_dataset.draw_mixed_triplets(pool, 400, 6000, 0, (-5, 5), 3, 1, both=True)[4]
+    np.testing.assert_array_equal(ratios[::2], -ratios[1::2])
+
+
 def test_dynamic_mixing_needs_two_talkers_with_two_utterances(corpus):
     paths = librispeech_mix.find_speakers(corpus)
     with pytest.raises(UserError, match="1 of 2 talkers"):

@@ -257,8 +257,26 @@ def test_every_metric_is_defined_in_words():
     assert set(metrics.DEFINITIONS) == {
         *metrics.METRICS,
         *(metric + "i" for metric in metrics.DECIBEL_METRICS),
+        "confusion",
         "frame_accuracy",
         "frame_accuracy_weighted",
     }
     assert all(". " not in text for text in metrics.DEFINITIONS.values())  # one sentence
     assert "pesq 0." in metrics.DEFINITIONS["pesq"]
+
+
+def test_confusion_is_to_be_nearer_to_the_others():
+    target, *others = orthonormal(3)
+    mixture = 0.3 * target + sum(others)  # at another level than the reference
+    estimates = [target + 0.9 * sum(others) / np.sqrt(2), target + 1.1 * sum(others) / np.sqrt(2), 0 * target]
+    found = metrics.confusion(estimates, [5 * target] * 3, mixture)
+    np.testing.assert_array_equal(found, [0, 1, np.nan])
+
+
+def test_detection_rates():
+    found = metrics.detection([0.9, 0.4, 0.8], [0.1, 0.5, 0.2])
+    assert found == pytest.approx({"auc": 8 / 9, "equal_error_rate": 1 / 3, "threshold": 0.45})
+    assert metrics.error_rates([0.9, 0.4, 0.8], [0.1, 0.5, 0.2], 0.6) == {"false_reject": 1 / 3, "false_accept": 0}
+    told = metrics.detection([0.8, 0.7], [-0.1, 0.3])
+    assert told == pytest.approx({"auc": 1, "equal_error_rate": 0, "threshold": 0.5})
+    assert metrics.detection([0.5, 0.5], [0.5, 0.5])["auc"] == 0.5

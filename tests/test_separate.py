@@ -145,6 +145,8 @@ def test_utterance_level_training_needs_no_second_stage(inside):
         (["ok.wav"], dict(resume_model="exp"), "are both of dense_unet"),
         (["ok.wav"], dict(overlap_seconds=9), "--overlap_seconds 9.0"),
         (["ok.wav", "ok.flac"], {}, "would both be written as ok"),
+        (["ok.wav"], dict(enrolment="ok.wav"), "Deep CASA takes all talkers apart and needs none"),
+        (["ok.wav"], dict(reject="file"), "--reject: Deep CASA has no use for it"),
     ],
 )
 def test_refuses(inside, arguments, named, said):

@@ -1,5 +1,7 @@
 """SpEx+: what a person who trains it or extracts with it relies on."""
 
+import json
+import pathlib
 import shutil
 import sys
 
@@ -16,9 +18,11 @@ from feat.files import UserError
 from feat.triplets import part_stem, triplet_paths
 from models.conv_tasnet import prelu
 from models.spex_plus import BRANCHES, VARIANTS, SpexPlus
-from nn import checkpoint
+from nn import checkpoint, presence
+from nn.extraction import Extractor, match_level
 from nn.optimizers import make_optimizer
-from nn.spex_plus import Extractor, TargetExtraction, match_level
+from nn.reference_config import read_reference_config
+from nn.spex_plus import TargetExtraction
 from nn.step import TrainStep
 
 RATE = speech.RATE
@@ -95,6 +99,21 @@ def test_channel_softmax_does_not_depend_on_the_rest_of_the_batch():
     both = model.extract(mixtures, embedding)["short"]
     alone = model.extract(mixtures[:1], embedding[:1])["short"]
     np.testing.assert_allclose(both[:1], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("branch, highest_hz", [("short", 4000), ("middle", 2000), ("long", 1000)])
+def test_fourier_start_gives_the_lower_bins_of_the_mixture_back(branch, highest_hz):
+    """64 filters of windows of 32, 64 and 128 samples hold 32, 16 and 8 of their bins and a bit."""
+    model = make_model(**dict(filters=64, windows=(32, 64, 128)))
+    model.start_as_fourier()
+    i = BRANCHES.index(branch)
+    time = np.arange(2000) / RATE
+    for frequency, passes in ((0.4 * highest_hz, True), (1.6 * highest_hz, False)):
+        if frequency < RATE / 2:
+            tone = np.sin(2 * np.pi * frequency * time).astype(np.float32)
+            found = model._decode(model.encode(tone[None])[..., 64 * i : 64 * (i + 1)], i)[0, : len(tone)].numpy()
+            error = np.abs(found - (tone if passes else 0))[200:1800].max()
+            assert error < (1e-4 if branch == "short" else 0.05)
 
 
 def test_extractor_with_a_kept_embedding_gives_what_the_whole_model_gives():
@@ -244,6 +263,18 @@ FLAGS = dict(
     batch_size=2, segment_seconds=0.4, lr_schedule="onecycle", epoch=1, save_steps=1, pictures=1, num_workers=1,
     metrics="si_sdr", corpus_flags=False,
 )  # fmt: skip
+CONF = """
+import os
+fs = 8000
+chunk_len = 0.4  # (s)
+chunk_size = chunk_len * fs
+nnet_conf = {"L": 20, "N": 4 + 4, "X": 1, "R": 1, "B": 6, "H": 9, "P": 3, "norm": "gLN", "non_linear": "relu"}
+train_dir = "triplets/tr/"
+train_data = {"mix_scp": train_dir + "mix.scp", "sample_rate": fs}
+adam_kwargs = {"lr": 1e-3, "weight_decay": 1e-5}
+trainer_conf = {"optimizer": "adam", "optimizer_kwargs": adam_kwargs, "patience": 2, "restarts": 7}
+os.remove("conf.py")
+"""
 LAST = 5  # the step that would come after the last
 
 
@@ -251,7 +282,7 @@ LAST = 5  # the step that would come after the last
 def folder(tmp_path_factory):
     """Triplets, and a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("spex_plus")
-    for set_name, count in dict(tr=8, cv=1, tt=2).items():
+    for set_name, count in dict(tr=8, cv=1, tt=3).items():
         for i in range(count):
             target, noise = i % 3, (i + 1) % 3
             signals = [talk(target, 10 * i, 4000), talk(noise, 10 * i + 1, 4000), talk(target, 10 * i + 2, 5000)]
@@ -259,7 +290,10 @@ def folder(tmp_path_factory):
             write_pcm16(paths["mixture"], signals[0] + signals[1], RATE)
             write_pcm16(paths["target"], signals[0], RATE)
             write_pcm16(paths["enrolment"], signals[2], RATE)
-    speech.succeed(folder, "nn/spex_plus.py", time_stamp="whole", **FLAGS)
+    (folder / "conf.py").write_text(CONF)
+    given = {name: value for name, value in FLAGS.items() if name not in ("variant", "n_filters", "n_bottle", "n_blocks")}
+    printed = speech.succeed(folder, "nn/spex_plus.py", time_stamp="whole", config="conf.py", **given)
+    assert "conf.py: not taken over: train_dir, train_data.mix_scp, trainer_conf.restarts" in printed
     return folder
 
 
@@ -280,18 +314,63 @@ def test_resumed_run_ends_as_one_that_was_not_interrupted(folder):
     assert list((whole / "pictures").glob("*.png"))
 
 
-def test_extraction_of_a_set(folder):
-    printed = speech.succeed(
-        folder, "nn/spex_plus.py", is_deploy=1, resume_model=prefix(folder, "whole", LAST), **FLAGS
-    )
-    assert "of 2 (" in printed and "worse than the mixture" in printed
-    for name in ("0_1_000000", "1_2_000001"):
-        rows = np.fromfile(folder / f"exp/spex_plus/output_tt/files/{name}.bin", "<f4").reshape(3, -1)
+def test_extraction_of_a_set_and_by_absent_talkers(folder):
+    (folder / "genders").write_text("0 m\n1 f\n2 f\n")
+    source = prefix(folder, "whole", LAST)
+    flags = dict(is_deploy=1, resume_model=source, absent=True, genders_file="genders") | FLAGS
+    printed = speech.succeed(folder, "nn/spex_plus.py", **flags)
+    output = folder / "exp/spex_plus/output_tt"
+    names = ("0_1_000000", "1_2_000001", "2_0_000002")
+    for name in names:
+        rows = np.fromfile(output / f"files/{name}.bin", "<f4").reshape(3, -1)
         paths = triplet_paths(folder / "triplets/tt", name)
         for row, kind in ((rows[0], "target"), (rows[2], "mixture")):
             np.testing.assert_array_equal(row, soundfile.read(paths[kind], dtype="float32")[0])
-    table = (folder / "exp/spex_plus/output_tt/scores/table.txt").read_text()
-    assert "extracted" in table and "SI-SDRi" in table
+    levels_db = json.loads((folder / "exp/spex_plus/models/whole/config.json").read_text())["levels_db"]
+    loud = max(10 * np.log10(np.mean(np.square(rows[2][i : i + 80]))) for i in range(0, 3920, 80))
+    assert loud - 10 < levels_db["mixture"] < loud + 3
+    means = json.loads((output / "scores/summary.json").read_text())["systems"][1]["means"]
+    assert f"mean SI-SDR:\t {means['si_sdr']}" in printed
+    assert "confused" in printed and "female against male" in printed and 0 <= means["confusion"] <= 1
+    header, *rows = (output / "scores/confidence.csv").read_text().splitlines()
+    assert header == "utterance,confidence,absent,absent_confidence"
+    assert [row.split(",")[::2] for row in rows] == [[name, who] for name, who in zip(names, "201")]
+    threshold = json.loads(pathlib.Path(f"{source}.threshold.json").read_text())["threshold"]
+    assert f"at {threshold:.3f}" in printed
+    assert "every talker of the set is in" in speech.refuse(folder, "nn/spex_plus.py", **flags | {"set": "cv"})
+
+
+def test_threshold_of_another_set_is_tried(tmp_path):
+    source = str(tmp_path / "model.ckpt_step_1")
+    for set_name in ("cv", "cv", "tt"):
+        said = presence.measure_threshold(source, set_name, str(tmp_path), [0.9, 0.8, 0.3], [0.1, 0.2, 0.4])
+    assert "33.3 % of those who are there are missed, 33.3 % of those who are not" in said[1]
+    assert presence.read_threshold(source)["set"].endswith("/cv")
+    (tmp_path / "model.ckpt_step_1.threshold.json").write_text("{}")
+    with pytest.raises(UserError, match="delete it and measure it again"):
+        presence.read_threshold(source)
+
+
+def test_training_on_both_talkers_of_dynamic_mixtures(folder):
+    """With windows of one's own, which extraction then takes from the checkpoint."""
+    for talker in range(3):
+        for i in range(2):
+            write_pcm16(folder / f"talkers/t{talker}/{i}.wav", talk(talker, 50 + i, 4000), RATE)
+    own = FLAGS | dict(time_stamp="both", windows_ms="4,8,16", filterbank="fourier", save_steps=0)
+    both = dict(corpus_folder="talkers", epoch_mixtures=4, snr_db="-5,5")
+    speech.succeed(folder, "nn/spex_plus.py", "--dynamic_mixing", "--both_talkers", **own | both)
+    assert checkpoint.read_config(str(prefix(folder, "both", 3)))["model"]["windows"] == [32, 64, 128]
+    one = dict(is_deploy=1, resume_model=prefix(folder, "both", 3), mixture=triplet_paths("triplets/tt", "0_1_000000")["mixture"],
+               enrolment="talkers/t0/0.wav", output="out/one.wav", variant="authors", corpus_flags=False)  # fmt: skip
+    speech.succeed(folder, "nn/spex_plus.py", **one)
+    line = speech.refuse(folder, "nn/spex_plus.py", windows_ms="2,8,16", **one)
+    assert "trained with windows of 32, 64, 128 samples" in line
+    line = speech.refuse(folder, "nn/spex_plus.py", windows_ms="8,4,16", **one)
+    assert "--windows_ms 8,4,16: give three ascending numbers" in line
+    odd = own | both | dict(batch_size=3, time_stamp="odd")
+    assert "--batch_size 3 should be even" in speech.refuse(
+        folder, "nn/spex_plus.py", "--dynamic_mixing", "--both_talkers", **odd
+    )
 
 
 def test_extraction_from_a_recording_of_another_rate(folder):
@@ -310,3 +389,52 @@ def test_extraction_from_a_recording_of_another_rate(folder):
     )
     samples, rate = soundfile.read(folder / "out/talker.wav")
     assert (len(samples), rate) == (11025, 11025) and np.isfinite(samples).all()
+
+
+CONFIG = """{
+  "preprocessing": {"sr": 16000}, "arch": {"type": "SpexPlus", "args": {"num_classes": 500, "embed_dim": 12, "B": 3}},
+  "data": {"train": {"batch_size": 5, "datasets": [{"args": {"part": "train_data"}}]}},
+  "optimizer": {"type": "Adam", "args": {"lr": 1e-3}}, "loss": {"type": "MultiLoss", "args": {}},
+  "lr_scheduler": {"type": "OneCycleLR", "args": {"epochs": 21, "max_lr": 2e-3, "pct_start": 0.2}},
+  "trainer": {"epochs": 21, "grad_norm_clip": 5, "verbosity": 2}
+}"""
+
+
+def test_config_of_the_authors(folder):
+    """It was read, not run, and what the command line said won."""
+    stored = checkpoint.read_config(str(prefix(folder, "whole", LAST)))
+    assert stored["variant"] == "authors" and stored["sample_rate"] == RATE and stored["ratio"] == "si_snr"
+    assert {name: stored["model"][name] for name in ("filters", "bottleneck", "units")} == dict(
+        filters=8, bottleneck=6, units=10
+    )
+    assert (folder / "conf.py").exists()
+
+
+def test_config_of_the_seed(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(CONFIG)
+    values, left = read_reference_config(str(path))
+    sizes = dict(classes=500, n_filters=12, embedding_dim=12, n_blocks=3)
+    training = dict(batch_size=5, optimizer="adam", lr_schedule="onecycle", learning_rate=2e-3, epoch=21, clip_norm=5)
+    assert values == dict(variant="seed", sample_rate=16000) | sizes | training
+    assert left == ["data.train.datasets", "trainer.verbosity"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("config.json", CONFIG.replace('"B": 3', '"L": 41'), "windows are of 2.5, 10 and 20 ms"),
+        ("config.json", CONFIG.replace("SpexPlus", "BaselineModel"), "'SpexPlus' is needed"),
+        ("config.json", CONFIG.replace("MultiLoss", "CELossWrapper"), "only MultiLoss, SISPDRLossWrapper"),
+        ("config.json", CONFIG[:-3], "not understood"),
+        ("conf.py", CONF.replace('"gLN"', "print()"), "not understood"),
+        ("conf.py", CONF.replace('"X": 1', '"X": "a"'), "a number is needed"),
+        ("none.py", None, "no such file"),
+    ],
+)
+def test_config_that_is_of_no_use(tmp_path, name, text, said):
+    path = tmp_path / name
+    if text:
+        path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_reference_config(str(path))

@@ -17,7 +17,8 @@ from models.dense_unet import DenseUNet
 from models.grouping import OnlineClustering, SequentialGrouping
 from models.streaming import StreamingSeparator
 from nn import checkpoint, clustering
-from nn.separate import Separator, compile_step
+from nn.separate import Separator
+from nn.streams import compile_step
 
 FFT, HOP = 32, 8
 RATE = 8000

@@ -99,6 +99,14 @@ def test_utterances_sound_like_some_seconds_of_speech(corpus):
         assert level_db == pytest.approx(voices.LEVEL_DB, abs=0.1)
 
 
+def test_a_voice_with_high_peaks_is_made_quieter():
+    samples = np.full(22050, 70.0)
+    samples[1000:1300] = 6000
+    samples[1140:1160] = 18000
+    shaped = voices.shape_utterance(samples.astype(np.int16), voices.ENGINE_RATE_HZ)
+    assert 0.99 < np.abs(shaped).max() < 1
+
+
 def test_sets_share_neither_talkers_nor_sentences(corpus):
     talkers = table(corpus / "voices" / "talkers.tsv")
     assert len({row["talker"] for row in talkers}) == len(talkers) == 9

@@ -1,0 +1,59 @@
+"""Windows of a long recording: where they lie, and how what was made of each is put together again."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nn import clustering
+
+
+class Windows(NamedTuple):
+    """Overlapping windows, in frames.
+
+    Attributes:
+        length: of a window.
+        step: from one to the next.
+    """
+
+    length: int
+    step: int
+
+    def starts(self, frames):
+        """First frames of the windows of a recording; the last one ends with it. One window for a short one."""
+        if frames <= self.length:
+            return [0]
+        return [*range(0, frames - self.length, self.step), frames - self.length]
+
+
+def piece(samples, start, length):
+    """samples[start : start + length], with zeros where there are none."""
+    cut = np.zeros(length, np.float32)
+    first, last = max(start, 0), min(start + length, len(samples))
+    if last > first:
+        cut[first - start : last - start] = samples[first:last]
+    return cut
+
+
+def join(parts, match=False):
+    """Cross-fades what was made of overlapping windows.
+
+    Args:
+        parts: iterable of (first sample, [channels, samples]), one window after the other; arrays are written to.
+        match: order the channels of each as those before it where they overlap; for talkers that nothing else tells.
+
+    Yields:
+        [channels, samples], one after the other.
+    """
+    kept, kept_from = None, 0
+    for begin, signals in parts:
+        if kept is not None:
+            yield kept[:, : begin - kept_from]
+            kept = kept[:, begin - kept_from :]
+            overlap = kept.shape[1]
+            if match:
+                signals = signals[clustering.best_order(kept, signals[:, :overlap])]
+            fade = np.linspace(0, 1, overlap + 2)[1:-1]
+            signals[:, :overlap] = (1 - fade) * kept + fade * signals[:, :overlap]
+        kept, kept_from = signals, begin
+    if kept is not None:
+        yield kept

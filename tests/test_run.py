@@ -1,0 +1,66 @@
+"""run.sh as a person starts it, in a copy of the repository that counts as installed."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import speech
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("repository")
+    for name in ("feat", "models", "nn"):
+        shutil.copytree(speech.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(speech.ROOT / "run.sh", folder)
+    shutil.copy(speech.ROOT / "setup.py", folder)
+    python = folder / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    shutil.copy(speech.ROOT / "setup.py", folder / ".venv/installed_corpus")
+    return folder
+
+
+def run(repository, *arguments, **named):
+    return subprocess.run(
+        ["./run.sh", *arguments, *(f"--{name}={value}" for name, value in named.items())],
+        cwd=repository,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_spex_plus(repository):
+    sizes = {"tr_talkers": 2, "cv_talkers": 2, "tt_talkers": 2, "utterances_per_talker": 2, "tt.nfiles": 2}
+    sizes |= {"cv.nfiles": 1, "n_filters": 8, "n_bottle": 6, "n_units": 8, "n_blocks": 1, "n_repeats": 1}
+    sizes |= {"epoch": 1, "epoch_mixtures": 4, "segment_seconds": 0.5, "metrics": "si_sdr", "num_workers": 1,
+              "pictures": 0}  # fmt: skip
+    done = run(repository, "spex_plus", "--exp_name", "tiny", **sizes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = dict(line.rsplit("  ", 1) for line in done.stdout.splitlines() if "exp/tiny" in line and "  " in line)
+    said = {name.strip(): path.split()[-1] for name, path in said.items()}
+    assert len(list((repository / said["extracted wavs"]).glob("*.wav"))) == 2
+    for what in ("TensorBoard logs", "scores"):
+        assert any((repository / said[what]).iterdir())
+    assert "SI-SDRi" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["spex_plus", "--n_layers", "3"], "--n_layers: no script of the pipeline has this flag"),
+        (["spex_plus", "--tr.output_folder=x"], "--output_folder is set by the stages"),
+        (["spex_plus", "--preset", "large"], "--preset large: there are small and original"),
+        (["deep_casa", "--n_blocks", "3"], "--n_blocks: no script of the pipeline has this flag"),
+        (["deep_casa", "stray"], "stray: unexpected"),
+        (["separate"], "usage: ./run.sh deep_casa"),
+    ],
+)
+def test_refuses(repository, arguments, said):
+    done = run(repository, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and said in done.stderr

@@ -1,0 +1,49 @@
+"""Who talks in a mixture, and the tables that say of whom whether a man or a woman."""
+
+import pytest
+
+from feat.files import UserError
+from feat.talkers import find_genders, gender_labels, read_genders
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("SPEAKERS.TXT", ";ID  |SEX| SUBSET |MINUTES| NAME\n14  | F | tr | 25.03 | M Smith\n1034 | M | tr | 9 | F. Jones\n"),
+        ("talkers.tsv", "talker\tset\tsex\tdialect\twords_per_minute\n14\ttr\tf\ten\t140\n1034\ttt\tm\ten\t150\n"),
+        ("spk2gender", "14 f\n1034 m\n"),
+    ],
+)
+def test_tables_of_talkers(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    (tmp_path / "wav" / "tt").mkdir(parents=True)
+    assert read_genders(find_genders(tmp_path / "wav" / "tt")) == {"14": "female", "1034": "male"}
+
+
+def test_a_file_that_is_no_table(tmp_path):
+    (tmp_path / "a.txt").write_text("nothing here\n")
+    with pytest.raises(UserError, match="a.txt: no line has a talker, then M or F"):
+        read_genders(tmp_path / "a.txt")
+    with pytest.raises(UserError, match="no table can be read"):
+        read_genders(tmp_path / "b.txt")
+
+
+GENDERS = {"14": "female", "1034": "male", "01g": "male", "20a": "female"}
+
+
+@pytest.mark.parametrize(
+    ("name", "talkers", "expected"),
+    [
+        ("14_1034_000007_0", 1, ["female against male"]),
+        ("14_7_000007", 1, ["female against unknown"]),
+        ("01gc020v_0.61971_20aa010f_-0.61971_20ac021c", 1, ["female against male"]),
+        ("01gc020v_0.61971_20aa010f_-0.61971", 2, ["male against female", "female against male"]),
+        (
+            "14-1_0_1034-2_0.5_14-3_1",
+            3,
+            ["female against female and male", "male against female and female", "female against female and male"],
+        ),
+    ],
+)
+def test_who_talks_against_whom(name, talkers, expected):
+    assert gender_labels(name, talkers, GENDERS) == expected
