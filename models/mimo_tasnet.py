@@ -324,13 +324,7 @@ class MimoTasnet(keras.Model):
         else:
             kernel, bias = self.projected.kernel, self.projected.bias
         ahead = self.window if self.causal and not self.parity else None
-        features = interaural_features(*ears, self.features, ahead)
-        mirrored = [-feature if name != "cos" else feature for name, feature in features.items()]
-        kernel, bias = ops.cast(kernel, "float32"), ops.cast(bias, "float32")
-        projected = [
-            pointwise(ops.concatenate(list(own), axis=-1), kernel, sign * bias)
-            for own, sign in ((features.values(), 1.0), (mirrored, -1.0))
-        ]
+        projected = project(interaural_features(*ears, self.features, ahead), kernel, bias)
         if ahead is None:
             places = nearest_frames(ops.shape(projected[0])[1], frames)
         else:
@@ -352,7 +346,7 @@ class MimoTasnet(keras.Model):
         logits = [separator.leave(y, self.used_masks) for separator, y in zip(self.separators, ears)]
         return [ops.reshape(y, (batch, frames, self.talkers, self.used_masks)) for y in logits]
 
-    def _masks(self, logits):
+    def masks(self, logits):
         """[batch, frames, talkers, channels] -> masks."""
         if self.mask == "softmax":
             return ops.softmax(logits, axis=-1 if self._filter_softmax else 2)
@@ -379,7 +373,7 @@ class MimoTasnet(keras.Model):
         separated = self.separate(seen, frame_mask, training)
         signals = []
         for encoding, logits, decoder in zip(encodings, separated, self.decoders):
-            masks = self._masks(logits)
+            masks = self.masks(logits)
             if used != channels:  # in parity: softmax over filters of which half are not wanted
                 masks = ops.slice(masks, (0, 0, 0, 0), (batch, frames, self.talkers, channels))
             chosen = masks * ops.expand_dims(encoding, 2)
@@ -397,23 +391,35 @@ class MimoTasnet(keras.Model):
         return {"name": self.name} | self.settings
 
 
+def project(features, kernel, bias):
+    """Features {name: [..., BINS]} -> what the left and the right ear see of them, [..., filters] twice."""
+    mirrored = [-feature if name != "cos" else feature for name, feature in features.items()]
+    kernel, bias = ops.cast(kernel, "float32"), ops.cast(bias, "float32")
+    return [
+        pointwise(ops.concatenate(list(own), axis=-1), kernel, sign * bias)
+        for own, sign in ((features.values(), 1.0), (mirrored, -1.0))
+    ]
+
+
 def interaural_spectra(ears, ahead=None):
     """STFT of signals [batch, samples]: real and imaginary parts, [batch, frames, BINS] twice, of each.
 
     Frames of FFT_SIZE samples every FEATURE_HOP, a periodic Hamming window, zeros around the signal: half a frame on
     either side. With `ahead`, frame t ends with sample FEATURE_HOP * t + ahead - 1 instead, and is silent behind it.
     """
+    before = FFT_SIZE // 2 if ahead is None else FFT_SIZE - ahead
+    behind = FFT_SIZE // 2 if ahead is None else ahead
+    padded = [ops.pad(ops.cast(ear, "float32"), ((0, 0), (before, behind))) for ear in ears]
+    return spectra_of_frames([frame(ear, FFT_SIZE, FEATURE_HOP) for ear in padded])
+
+
+def spectra_of_frames(ears):
+    """Frames [batch, frames, FFT_SIZE] of signals: what `interaural_spectra` gives."""
     window = 0.54 - 0.46 * np.cos(2 * np.pi * np.arange(FFT_SIZE) / FFT_SIZE)
     kernel = fourier_matrix(FFT_SIZE) * window[:, None]
     # Real parts of all bins first, then the imaginary ones.
     kernel = ops.convert_to_tensor(np.concatenate([kernel[:, ::2], kernel[:, 1::2]], axis=1), "float32")
-    before = FFT_SIZE // 2 if ahead is None else FFT_SIZE - ahead
-    behind = FFT_SIZE // 2 if ahead is None else ahead
-    found = []
-    for ear in ears:
-        frames = frame(ops.pad(ops.cast(ear, "float32"), ((0, 0), (before, behind))), FFT_SIZE, FEATURE_HOP)
-        found.append(ops.split(pointwise(frames, kernel), 2, axis=-1))
-    return found
+    return [ops.split(pointwise(frames, kernel), 2, axis=-1) for frames in ears]
 
 
 def interaural_features(left, right, names=FEATURES, ahead=None):
@@ -422,7 +428,12 @@ def interaural_features(left, right, names=FEATURES, ahead=None):
     "ild": "ild", 10 log10 of the ratio of their magnitudes, half of what is called level difference.
     "ipd": "sin" and "cos" of the phase of the left less that of the right; 0 and 1 where either is silent.
     """
-    (left_re, left_im), (right_re, right_im) = interaural_spectra((left, right), ahead)
+    return features_of_spectra(*interaural_spectra((left, right), ahead), names)
+
+
+def features_of_spectra(left, right, names=FEATURES):
+    """`interaural_features` of spectra, each a pair of real and imaginary parts."""
+    (left_re, left_im), (right_re, right_im) = left, right
     found = {}
     if "ild" in names:
         magnitudes = [ops.sqrt(re * re + im * im + 1e-14) for re, im in ((left_re, left_im), (right_re, right_im))]

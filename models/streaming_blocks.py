@@ -1,7 +1,8 @@
 """What streaming networks share: blocks of samples in, blocks out; dilated blocks and norms that carry their past.
 
 A network is a pure function (state, frames) -> (state, outputs) of any number of frames, which it takes all at once.
-Inside, maps of one recording are [frames, ..., channels].
+Inside, maps of one recording are [frames, ..., channels]; those of several networks of the same sizes, which go side by
+side, [networks, frames, channels].
 """
 
 import functools
@@ -163,7 +164,7 @@ class StreamingConvBlock:
     def __init__(self, expand, prelus, norms, kernel, bias, dilation, reduce):
         kernel_in, bias_in = weights_of(expand)
         kernel_out, bias_out = weights_of(reduce)
-        self.expand = tensor(kernel_in[: kernel_out.shape[1]]), tensor(bias_in)
+        self.expand = [tensor(kernel_in[: kernel_out.shape[1]])] + ([] if expand.bias is None else [tensor(bias_in)])
         self.expand_prelu, self.depthwise_prelu = map(PReLU, prelus)
         affine = Affine.of(norms[0])
         taps = to_numpy(kernel)
@@ -176,56 +177,77 @@ class StreamingConvBlock:
     @classmethod
     def of(cls, block):
         """Of a models.conv_tasnet.ConvBlock."""
+        kernel = to_numpy(block.kernel)[..., 0]
         return cls(
             block.expand,
             (block.expand_prelu, block.depthwise_prelu),
             (block.expand_norm, block.depthwise_norm),
-            to_numpy(block.kernel)[..., 0],
+            np.pad(kernel, ((0, block.taps // 2 if block.late else 0), (0, 0))),
             block.bias,
             block.dilation,
             block.reduce,
         )
 
+    @classmethod
+    def beside(cls, blocks):
+        """One of maps [n, frames, channels] that does what n of these do, which have the same sizes and dilation."""
+        one = cls.__new__(cls)
+        one.expand, one.reduce, one.taps = (
+            [beside(tensors) for tensors in zip(*(getattr(block, name) for block in blocks))]
+            for name in ("expand", "reduce", "taps")
+        )
+        one.bias = beside([block.bias for block in blocks])
+        one.expand_prelu = PReLU.beside([block.expand_prelu for block in blocks])
+        one.depthwise_prelu = PReLU.beside([block.depthwise_prelu for block in blocks])
+        one.history = np.stack([block.history for block in blocks])
+        one.dilation = blocks[0].dilation
+        return one
+
     def __call__(self, history, x, norm, shift=None):
-        kernel, bias = self.expand
-        y = norm(self.expand_prelu(pointwise(x, kernel, bias if shift is None else shift)))
-        past = ops.concatenate([history, y], axis=0)
+        kernel, *bias = self.expand
+        y = norm(self.expand_prelu(pointwise(x, kernel, *(bias if shift is None else [shift]))))
+        past = ops.concatenate([history, y], axis=-2)
         far = (len(self.taps) - 1) * self.dilation
-        shifted = [past[i * self.dilation : i * self.dilation - far] for i in range(len(self.taps) - 1)] + [y]
+        shifted = [past[..., i * self.dilation : i * self.dilation - far, :] for i in range(len(self.taps) - 1)] + [y]
         y = total([x * tap for x, tap in zip(shifted, self.taps)]) + self.bias
         y = norm(self.depthwise_prelu(y))
-        return past[-far:] if far else history, x + pointwise(y, *self.reduce)
+        return past[..., -far:, :] if far else history, x + pointwise(y, *self.reduce)
 
 
 class StreamingConvBlocks:
     """A series of causal models.conv_tasnet.ConvBlock: (state, x [frames, channels], shifts) -> (state, the same).
 
     Args:
-        blocks: all of one norm, which is not "global".
+        series: several series of blocks [n][blocks], side by side, where x is [n, frames, channels]; or the blocks of
+            one. All of one norm, which is not "global".
 
     Raises:
         ValueError: one needs frames to come.
     """
 
-    def __init__(self, blocks):
-        for block in blocks:
+    def __init__(self, series):
+        alone = not isinstance(series[0], (list, tuple))
+        series = [series] if alone else series
+        for block in sum(map(list, series), []):
             if not block.causal or block.norm == "global":
                 what = "the global norm" if block.causal else "a convolution"
                 raise ValueError(f"{block.name}: {what} looks at frames to come; only causal networks can stream")
-        self.blocks = [StreamingConvBlock.of(block) for block in blocks]
-        self.norm, self.epsilon = blocks[0].norm, blocks[0].epsilon
+        made = [[StreamingConvBlock.of(block) for block in blocks] for blocks in series]
+        self.blocks = made[0] if alone else [StreamingConvBlock.beside(blocks) for blocks in zip(*made)]
+        self.sides = () if alone else (len(series),)
+        self.norm, self.epsilon = series[0][0].norm, series[0][0].epsilon
 
     def initial_state(self):
         state = {"histories": [tensor(block.history) for block in self.blocks]}
         if self.norm == "cumulative":
-            state |= CumulativeMoments.initial_state(2 * len(self.blocks))
+            state |= CumulativeMoments.initial_state(2 * len(self.blocks), self.sides)
         return state
 
     def __call__(self, state, x, shifts=()):
         """With shifts, {number of the block: what takes the place of its first bias}."""
         norm = {"channel": lambda x: standardise_channels(x, self.epsilon), "batch": lambda x: x}.get(self.norm)
         if norm is None:
-            norm = CumulativeMoments(state["count"], state["moments"], ops.shape(x)[0], self.epsilon)
+            norm = CumulativeMoments(state["count"], state["moments"], ops.shape(x)[-2], self.epsilon)
         histories, shifts = [], dict(shifts)
         for i, block in enumerate(self.blocks):
             history, x = block(state["histories"][i], x, norm, shifts.get(i))
@@ -247,6 +269,13 @@ class PReLU:
         alpha = to_numpy(layer.alpha if hasattr(layer, "alpha") else layer.slope).reshape(-1)
         self.alpha, self.simple = tensor(alpha), np.all(alpha <= 1)
 
+    @classmethod
+    def beside(cls, prelus):
+        """Of maps [n, frames, channels]."""
+        one = cls.__new__(cls)
+        one.alpha, one.simple = beside([prelu.alpha for prelu in prelus]), all(prelu.simple for prelu in prelus)
+        return one
+
     def __call__(self, x):
         if self.simple:
             return ops.maximum(x, self.alpha * x)
@@ -258,52 +287,63 @@ class CumulativeMoments:
 
     Args:
         count: frames so far.
-        moments: [2, norms], mean and variance of these, of every norm.
+        moments: [2, norms], mean and variance of these, of every norm; of networks side by side [2, networks, norms].
         frames: number of frames to come.
         epsilon: of the norms.
     """
 
     def __init__(self, count, moments, frames, epsilon):
         self.means, variances = ops.unstack(moments, axis=0)
+        self.axis = len(self.means.shape) - 1  # of the frames
         # Sums of the deviations from the mean of the frames before, which is 0, and of their squares.
-        starts = ops.stack([ops.zeros_like(variances), variances * count], axis=1)
-        self.starts = iter(zip(ops.unstack(self.means), ops.unstack(starts)))
+        starts = ops.stack([ops.zeros_like(variances), variances * count], axis=-1)
+        if self.axis:
+            starts = ops.expand_dims(starts, 1)
+        self.starts = iter(zip(ops.unstack(self.means, axis=-1), ops.unstack(starts, axis=-2)))
         self.counts = count + ops.cast(ops.arange(1, frames + 1), "float32")
         self.inverse = (1.0 / self.counts)[:, None]
         self.epsilon = epsilon
         self.shifts, self.variances = [], []
 
     def __call__(self, x):
-        features = list(range(1, x.ndim))
+        features = list(range(self.axis + 1, x.ndim))
         mean, start = next(self.starts)
+        if self.axis:
+            mean = ops.reshape(mean, (-1, 1, 1))
         x = x - mean  # E[x^2] - m^2 cancels less then
-        moments = ops.stack([ops.mean(x, features), ops.mean(ops.square(x), features)], axis=1)
-        shift, square = ops.split((ops.cumsum(moments, axis=0) + start) * self.inverse, 2, axis=1)
+        moments = ops.stack([ops.mean(x, features), ops.mean(ops.square(x), features)], axis=-1)
+        shift, square = ops.split((ops.cumsum(moments, axis=self.axis) + start) * self.inverse, 2, axis=-1)
         variance = ops.maximum(square - ops.square(shift), 0.0)
         scale = ops.rsqrt(variance + self.epsilon)
         self.shifts.append(shift)
         self.variances.append(variance)
-        if x.ndim > 2:
+        if len(features) > 1:
             shift, scale = (ops.reshape(y, (-1, *[1] * len(features))) for y in (shift, scale))
         return (x - shift) * scale
 
     @staticmethod
-    def initial_state(norms):
-        """Entries of the state of a network with so many norms."""
-        return {"count": tensor(np.zeros(())), "moments": tensor(np.zeros((2, norms)))}
+    def initial_state(norms, sides=()):
+        """Entries of the state of a network with so many norms; `sides`: (networks,) of several side by side."""
+        return {"count": tensor(np.zeros(())), "moments": tensor(np.zeros((2, *sides, norms)))}
 
     def after(self):
         """The entries with the frames that came."""
-        shifts, variances = (ops.concatenate(x, axis=1)[-1] for x in (self.shifts, self.variances))
+        shifts, variances = (ops.concatenate(x, axis=-1)[..., -1, :] for x in (self.shifts, self.variances))
         return {"count": self.counts[-1], "moments": ops.stack([self.means + shifts, variances])}
 
 
-def pointwise(x, kernel, bias):
-    """[any, in] or [rows, frames, in] @ [in, filters] + bias"""
-    if x.ndim == 2:
-        return ops.matmul(x, kernel) + bias
+def pointwise(x, kernel, bias=None):
+    """[any, in] or [rows, frames, in] @ [in, filters] + bias, or [n, frames, in] @ [n, in, filters] + bias"""
+    if x.ndim == 2 or kernel.ndim == 3:
+        y = ops.matmul(x, kernel)
+        return y if bias is None else y + bias
     flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), kernel) + bias
     return ops.reshape(flat, (x.shape[0], -1, kernel.shape[-1]))
+
+
+def beside(tensors):
+    """Of n networks each [a, b] or [b] -> [n, a, b] or [n, 1, b], for maps [n, frames, channels]."""
+    return tensor(np.stack([np.atleast_2d(to_numpy(x)) for x in tensors]))
 
 
 def total(tensors):

@@ -9,6 +9,7 @@
     python nn/benchmark.py --measure loop                       what the training loop adds to the bare step
     python nn/benchmark.py --measure devices --batch_size 2     two virtual devices against one, on the same threads
     python nn/benchmark.py --measure streaming --threads 1      can a causal system keep up, block by block?
+    python nn/benchmark.py --measure streaming --threads 1 --system mimo_tasnet
 
 Times are medians. CPU seconds are those of the whole process and depend less on what else the machine does.
 """
@@ -27,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from feat import dataset, triplet_dataset, triplets
+from feat import binaural_dataset, dataset, triplet_dataset, triplets
 from feat.audio import write_pcm16
 from feat.feat_gen import compute_features, generate, settings_from_flags
 from feat.files import UserError, run_script, write_text
@@ -35,6 +36,7 @@ from feat.stft import num_frames, num_samples, sqrt_hann
 from models.mimo_tasnet import WIRINGS, MimoTasnet
 from models.spex_plus import SAMPLE_RATES, VARIANTS, SpexPlus
 from models.streaming import StreamingSeparator
+from models.streaming_mimo_tasnet import StreamingBinaural
 from models.streaming_tasnet import StreamingExtractor
 from nn import cost, deep_casa, devices, learning_rate, train
 from nn.binaural_tasnet import BinauralSeparation
@@ -90,7 +92,12 @@ SYSTEMS = {
     "spex_plus": (make_spex_plus, lambda batch: {"mixture": batch["mixture"], "enrolment": batch["enrolment"]}),
     "mimo_tasnet": (make_mimo_tasnet, lambda batch: batch["mixture"]),
 }
-COST_ALONE = ("mimo_tasnet",)
+WAVEFORMS = ("spex_plus", "mimo_tasnet")  # systems that take these, and have no features
+
+
+def rate_of(system, settings):
+    """Hz of the signals of a system."""
+    return SAMPLE_RATES[FLAGS.variant] if system == "spex_plus" else settings.sample_rate
 
 
 def make_batch(system, settings, batch_size, seconds):
@@ -98,7 +105,8 @@ def make_batch(system, settings, batch_size, seconds):
     if system == "mimo_tasnet":
         shape = (batch_size, FLAGS.talkers, int(seconds * settings.sample_rate), 2)
         sources = np.random.default_rng(0).standard_normal(shape, np.float32)
-        return {"mixture": tf.constant(sources.sum(axis=1)), "sources": tf.constant(sources)}
+        batch = {"mixture": sources.sum(axis=1), "sources": sources, "samples": np.full(batch_size, shape[2], np.int32)}
+        return {key: tf.constant(value) for key, value in batch.items()}
     if system != "spex_plus":
         return random_batch(settings, batch_size, seconds)
     rate = SAMPLE_RATES[FLAGS.variant]
@@ -209,9 +217,10 @@ def time_ratio(first, second, repeats):
 
 
 def measure_input(system, settings, batch_size, seconds, repeats):
-    """Wall time of a training step of stage 1 or SpEx+ on batches that are read, over that on one held in memory."""
+    """Wall time of a training step on batches that are read, over that on one held in memory; of Deep CASA stage 1."""
     with tempfile.TemporaryDirectory() as folder:
-        files = triplet_files if system == "spex_plus" else mixture_files
+        system = system if system in WAVEFORMS else "dense_unet"
+        files = {"spex_plus": triplet_files, "mimo_tasnet": binaural_files, "dense_unet": mixture_files}[system]
         found, step = {}, None
         for kind, batches_of in files(folder, settings, batch_size, seconds).items():
 
@@ -222,7 +231,7 @@ def measure_input(system, settings, batch_size, seconds, repeats):
             stream = batches()
             held = next(stream)
             if step is None:
-                model, objective = (make_spex_plus if system == "spex_plus" else make_dense_unet)()
+                model, objective = SYSTEMS[system][0]()
                 step = make_step(model, objective, batch_size, dataset.free_lengths(held))
 
             def run(batch, step=step):
@@ -268,6 +277,17 @@ def triplet_files(folder, settings, batch_size, seconds):
     return {"on_the_fly": lambda epoch: triplet_dataset.training_batches(found, batch_size, 0, epoch)}
 
 
+def binaural_files(folder, settings, batch_size, seconds):
+    """{kind of input of Binaural TasNet: epoch -> batches} on noise written to a folder."""
+    generator = np.random.default_rng(0)
+    for i in range(4 * batch_size):
+        sources = generator.uniform(-0.2, 0.2, (FLAGS.talkers, int(seconds * settings.sample_rate), 2))
+        for kind, signal in zip(("mix", *(f"s{k + 1}" for k in range(FLAGS.talkers))), (sources.sum(axis=0), *sources)):
+            write_pcm16(os.path.join(folder, kind, f"m{i}.wav"), signal, settings.sample_rate)
+    found = binaural_dataset.binaural_set(folder, settings.sample_rate, FLAGS.talkers)
+    return {"on_the_fly": lambda epoch: binaural_dataset.training_batches(found, batch_size, seed=0, epoch=epoch)}
+
+
 def measure_loop(system, settings, batch_size, seconds, repeats):
     """Wall time of a step of the training loop, with all its logging, over that of the bare compiled step."""
     strategy = devices.make_strategy()
@@ -275,10 +295,10 @@ def measure_loop(system, settings, batch_size, seconds, repeats):
         model, objective = SYSTEMS[system][0]()
     batch = make_batch(system, settings, batch_size, seconds)
     step = make_step(model, objective, batch_size, dataset.free_lengths(batch), strategy)
-    hop, rate = settings.hop_size, settings.sample_rate
-    lengths = dict(length_key="frames", seconds_per_frame=hop / rate)
-    if system == "spex_plus":
-        lengths = dict(length_key="samples", seconds_per_frame=1 / SAMPLE_RATES[FLAGS.variant])
+    rate = rate_of(system, settings)
+    lengths = dict(length_key="frames", seconds_per_frame=settings.hop_size / rate)
+    if system in WAVEFORMS:
+        lengths = dict(length_key="samples", seconds_per_frame=1 / rate)
     epochs = learning_rate.Epochs(2 * repeats * batch_size, batch_size, 1)
     task = train.Task(
         system=system,
@@ -344,7 +364,7 @@ def measure_features(system, settings, batch_size, seconds, repeats):
 
 
 STREAMING_FRAMES = (1, 2, 4, 8, 16, 32)
-STREAMING_FRAMES_SPEX_PLUS = (8, 16, 32, 64, 128, 256)  # of 1.25 ms
+STREAMING_FRAMES_WAVEFORMS = (8, 16, 32, 64, 128, 256)  # of 1.25 or 1 ms
 
 
 def measure_streaming(system, settings, batch_size, seconds, repeats):
@@ -353,15 +373,18 @@ def measure_streaming(system, settings, batch_size, seconds, repeats):
     Of Deep CASA both stages. The least of `repeats` runs over `seconds` each.
     """
     FLAGS.causal = True
+    rate = rate_of(system, settings)
     if system == "spex_plus":
         model, _ = make_spex_plus()
         stream = StreamingExtractor(model, np.zeros(model.settings["embedding_dim"]), compile_step)
-        rate, block_frames = SAMPLE_RATES[FLAGS.variant], STREAMING_FRAMES_SPEX_PLUS
+    elif system == "mimo_tasnet":
+        stream = StreamingBinaural(make_mimo_tasnet()[0], compile_step)
     else:
         networks = deep_casa.make_dense_unet(), deep_casa.make_grouping()
         stream = StreamingSeparator(*networks, settings.fft_size, settings.hop_size, compile_step)
-        rate, block_frames = settings.sample_rate, STREAMING_FRAMES
-    noise = np.random.default_rng(0).standard_normal(stream.latency + int(seconds * rate))
+    block_frames = STREAMING_FRAMES_WAVEFORMS if system in WAVEFORMS else STREAMING_FRAMES
+    samples = stream.latency + int(seconds * rate)
+    noise = np.random.default_rng(0).standard_normal((stream.inputs, samples) if stream.inputs else samples)
     found = {}
     for frames in block_frames:
         size = frames * stream.hop_size
@@ -369,10 +392,10 @@ def measure_streaming(system, settings, batch_size, seconds, repeats):
         factors, worst = [], []
         for _ in range(repeats + 1):  # the first warms up
             stream.reset()
-            stream.step(noise[: stream.latency])
+            stream.step(noise[..., : stream.latency])
             marks = [time.process_time()]
-            for start in range(stream.latency, len(noise) - size + 1, size):
-                stream.step(noise[start : start + size])
+            for start in range(stream.latency, samples - size + 1, size):
+                stream.step(noise[..., start : start + size])
                 marks.append(time.process_time())
             if len(marks) < 2:
                 break
@@ -418,10 +441,8 @@ def main(_):
     if FLAGS.measure == "devices" and not FLAGS.num_virtual_devices:
         FLAGS.num_virtual_devices = 2
     settings = settings_from_flags()
-    if FLAGS.system in COST_ALONE and FLAGS.measure != "cost":
-        raise UserError(f"--measure {FLAGS.measure}: not for {FLAGS.system}, whose cost alone is measured")
-    if FLAGS.system == "spex_plus" and FLAGS.measure == "features":
-        raise UserError("--measure features: spex_plus has none, it takes waveforms")
+    if FLAGS.system in WAVEFORMS and FLAGS.measure == "features":
+        raise UserError(f"--measure features: {FLAGS.system} has none, it takes waveforms")
     devices.set_precision()
     measure = MEASURES[FLAGS.measure]
     report = {

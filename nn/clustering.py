@@ -146,8 +146,9 @@ class WindowClustering:
 
 
 def best_order(reference, signals):
-    """Indices that put signals [talkers, samples] into the order of those of the reference that they resemble."""
-    products = np.asarray(reference, np.float64) @ np.asarray(signals, np.float64).T  # [reference, signal]
+    """Indices that put signals [talkers, ..., samples] into the order of those of the reference that they resemble."""
+    reference, signals = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (reference, signals))
+    products = reference @ signals.T  # [reference, signal]
     orders = permutations(len(signals))
     return orders[np.argmax([sum(products[i, j] for i, j in enumerate(order)) for order in orders])]
 

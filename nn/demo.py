@@ -106,12 +106,17 @@ def find_examples(folder):
 # Sound and pictures -------------------------------------------------------------------------------
 
 
-def write_mixture(path, output):
-    """Writes the mean of a recording's channels, which is what is separated, as 16-bit wav."""
-    peak = max(float(np.max(np.abs(block), initial=0)) for block in read_blocks(path))
-    with soundfile.SoundFile(output, "w", wav_info(path).sample_rate, 1, "PCM_16", format="WAV") as file:
-        for block in read_blocks(path):
-            file.write(block / max(peak, 1.0))
+def write_mixture(path, output, channels=None):
+    """Writes what is separated of a recording, the mean of its channels or all `channels` of it, as 16-bit wav."""
+
+    def blocks():
+        parts = range(channels) if channels else [None]
+        return map(np.stack, zip(*(read_blocks(path, part) for part in parts)))
+
+    peak = max(float(np.max(np.abs(block), initial=0)) for block in blocks())
+    with soundfile.SoundFile(output, "w", wav_info(path).sample_rate, channels or 1, "PCM_16", format="WAV") as file:
+        for block in blocks():
+            file.write(block.T / max(peak, 1.0))
 
 
 def mean_magnitude(path, sample_rate, fft_size, hop_size):
@@ -170,7 +175,7 @@ def separate_recording(separator, path, folder, show, enrolment=None):
     factor, confidences = separate_file(separator, path, outputs, show=show, voice=voice)
     took = time.perf_counter() - begin
     mixture = os.path.join(folder, name + "_mixture.wav")
-    write_mixture(path, mixture)
+    write_mixture(path, mixture, separator.channels)
     wavs = [mixture, *outputs.values()]
     rate = separator.sample_rate
     fft_size = 2 ** round(np.log2(PICTURE_SECONDS * rate))
@@ -179,6 +184,8 @@ def separate_recording(separator, path, folder, show, enrolment=None):
     for picture, magnitude in zip(pictures, magnitudes):
         spectrogram_png(picture, magnitude, magnitudes[0].max(), info.seconds, rate)
     channels = "1 channel" if info.channels == 1 else f"the mean of {info.channels} channels"
+    if separator.channels:
+        channels = "two ears"
     line = f"{info.seconds:.1f} s at {info.sample_rate} Hz, {channels}, separated in {took:.1f} s"
     if factor < 1:
         line += f"; the talkers were made quieter by {-20 * np.log10(factor):.1f} dB, together, to fit 16 bits"
@@ -226,7 +233,9 @@ def page_errors(gradio, *paths):
 
 
 def what_comes_out(separator):
-    return "one voice, by an example of it" if separator.system.ENROLMENT else f"{separator.talkers} talkers"
+    if separator.system.ENROLMENT:
+        return "one voice, by an example of it"
+    return f"{separator.talkers} talkers" + (" of a stereo recording" if separator.channels else "")
 
 
 def build_page(gradio, separators, examples=()):
@@ -366,7 +375,8 @@ def main(argv):
         separators = {name: Separator(given) for name, given in systems.items()}
         for separator in separators.values():
             noise = np.random.default_rng(0).uniform(-0.1, 0.1, separator.sample_rate).astype(np.float32)
-            separator(noise, separator.sample_rate, noise if separator.system.ENROLMENT else None)  # compiles it
+            heard = np.tile(noise, (separator.channels, 1)) if separator.channels else noise
+            separator(heard, separator.sample_rate, noise if separator.system.ENROLMENT else None)  # compiles it
         serve(gradio, build_page(gradio, separators, examples), FLAGS.host, FLAGS.port)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

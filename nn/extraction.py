@@ -240,6 +240,7 @@ class TargetTalker:
     CHECKPOINTS = ("spex_plus",)
     OPTIONS = ("level", "reject", "threshold")
     ENROLMENT = True
+    CHANNELS = None
     talkers = 1
     LATENCY = "long window"
     causal = False  # of a whole recording one level is better than that of what was heard so far

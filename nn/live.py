@@ -1,11 +1,13 @@
 """Separates a recording while it is made, with a trained causal system: a microphone, a pipe or a file.
 
-Deep CASA gives all talkers, SpEx+ the one whom --enrolment shows.
+Deep CASA gives all talkers, SpEx+ the one whom --enrolment shows, Binaural TasNet all talkers as two ears hear them.
 
     arecord -f S16_LE -r 8000 -t raw | python nn/live.py --resume_model exp/deep_casa/models --output_dir out
     python nn/live.py --resume_model exp/deep_casa/models --input microphone
     python nn/live.py --resume_model exp/deep_casa/models --input in.wav --stdout raw | aplay -f FLOAT_LE -c 2 -r 8000
     python nn/live.py --resume_model exp/spex_plus/models --enrolment VOICE.wav --input microphone
+    python nn/live.py --resume_model exp/binaural_tasnet/models --input ears.wav
+    arecord -c 2 -f S16_LE -r 8000 -t raw | python nn/live.py --input_channels 2 --resume_model exp/binaural_tasnet/models
 
 Writes out/live_s1.wav, _s2.wav, ... (named after a file) as the talkers come out; Ctrl-C ends the recording, and what
 came in is separated and kept. What is printed goes to stderr.
@@ -22,8 +24,9 @@ import numpy as np
 import soundfile
 from absl import flags
 
-from feat.audio import read_blocks, resample_blocks, wav_info
+from feat.audio import read_blocks, require_stereo, wav_info
 from feat.files import UserError, atomic_path, make_writable_directory, run_script
+from nn.streams import resample_channels
 from nn.systems import enrol, find_checkpoints, make_system
 
 FLAGS = flags.FLAGS
@@ -32,10 +35,12 @@ FORMATS = {"s16le": ("<i2", 32768.0), "f32le": ("<f4", 1.0)}  # type, full scale
 
 
 # Where samples come from --------------------------------------------------------------------------
+#
+# Blocks are [samples], the mean of all channels, or, of systems that take several, [channels, samples].
 
 
-def raw_blocks(stream, dtype, full_scale, channels, size):
-    """The mean of the channels of raw samples, as they come; a sample that is cut off at the end is dropped."""
+def raw_blocks(stream, dtype, full_scale, channels, size, together=False):
+    """Raw samples as they come; one that is cut off at the end is dropped. With `together`, [channels, samples]."""
     frame = np.dtype(dtype).itemsize * channels
     rest = b""
     # Not `read`, which waits until so many are there.
@@ -44,10 +49,11 @@ def raw_blocks(stream, dtype, full_scale, channels, size):
         data = rest + data
         rest = data[len(data) // frame * frame :]
         samples = np.frombuffer(data[: len(data) - len(rest)], dtype).reshape(-1, channels)
-        yield samples.mean(axis=1, dtype=np.float32) / np.float32(full_scale)
+        samples = samples.T.astype(np.float32) if together else samples.mean(axis=1, dtype=np.float32)
+        yield samples / np.float32(full_scale)
 
 
-def microphone_blocks(sample_rate, size):
+def microphone_blocks(sample_rate, size, channels=None):
     """What the default microphone hears, until Ctrl-C."""
     try:
         import sounddevice
@@ -59,22 +65,37 @@ def microphone_blocks(sample_rate, size):
     heard = queue.SimpleQueue()
     try:
         with sounddevice.InputStream(
-            sample_rate, size, channels=1, dtype="float32", callback=lambda block, *_: heard.put(block[:, 0].copy())
+            sample_rate,
+            size,
+            channels=channels or 1,
+            dtype="float32",
+            callback=lambda block, *_: heard.put(block.T.copy()),
         ):
             while True:
-                yield heard.get()
+                block = heard.get()
+                yield block if channels else block[0]
     except sounddevice.PortAudioError as error:
         raise UserError(f"--input microphone: {error}; choose another device or pipe raw samples in: --input -") from error
 
 
-def open_input(name, sample_rate, seconds):
-    """(name of the outputs, rate, blocks) of what --input says."""
+def open_input(name, sample_rate, seconds, channels=None):
+    """(name of the outputs, rate, blocks) of what --input says; `channels` that a system takes together, if it does."""
     if name == "microphone":
-        return "live", sample_rate, microphone_blocks(sample_rate, max(1, round(seconds * sample_rate)))
+        return "live", sample_rate, microphone_blocks(sample_rate, max(1, round(seconds * sample_rate)), channels)
     raw = name == "-" or os.path.splitext(name)[1].lower() in (".raw", ".pcm")
     if not raw:
         info = wav_info(name)
-        return os.path.splitext(os.path.basename(name))[0], info.sample_rate, read_blocks(name, None, seconds)
+        if channels:
+            require_stereo(name, info)
+            blocks = map(np.stack, zip(*(read_blocks(name, channel, seconds) for channel in range(channels))))
+        else:
+            blocks = read_blocks(name, None, seconds)
+        return os.path.splitext(os.path.basename(name))[0], info.sample_rate, blocks
+    if channels and FLAGS.input_channels != channels:
+        raise UserError(
+            f"--input_channels {FLAGS.input_channels}: the system takes a left and a right ear; give it raw samples of"
+            f" {channels} channels, --input_channels {channels}"
+        )
     rate = FLAGS.rate or sample_rate
     if name == "-":
         stem, stream = "live", sys.stdin.buffer
@@ -82,7 +103,8 @@ def open_input(name, sample_rate, seconds):
         raise UserError(f"{name}: no such file; give a recording, - for stdin or microphone")
     else:
         stem, stream = os.path.splitext(os.path.basename(name))[0], open(name, "rb")
-    return stem, rate, raw_blocks(stream, *FORMATS[FLAGS.format], FLAGS.input_channels, max(1, round(seconds * rate)))
+    size = max(1, round(seconds * rate))
+    return stem, rate, raw_blocks(stream, *FORMATS[FLAGS.format], FLAGS.input_channels, size, bool(channels))
 
 
 # Where talkers go ---------------------------------------------------------------------------------
@@ -94,25 +116,26 @@ class Outputs:
     Args:
         stack: contextlib.ExitStack that closes them.
         paths: of the wavs, one for each talker.
-        stdout: also write float32, talkers interleaved, there.
+        channels: of each.
+        stdout: also write float32, talkers and their channels interleaved, there.
     """
 
-    def __init__(self, stack, paths, sample_rate, subtype, stdout):
+    def __init__(self, stack, paths, sample_rate, channels, subtype, stdout):
         self.files = []
         self.clip = subtype.startswith("PCM")
         for path in paths:
             temporary = stack.enter_context(atomic_path(path))
-            file = soundfile.SoundFile(temporary, "w", sample_rate, 1, subtype, format="WAV")
+            file = soundfile.SoundFile(temporary, "w", sample_rate, channels, subtype, format="WAV")
             self.files.append(stack.enter_context(file))
         self.stdout = stdout
 
     def write(self, talkers):
-        """Takes [talkers, samples]; says whether there still is somebody to read stdout."""
+        """Takes [talkers, (channels,) samples]; says whether there still is somebody to read stdout."""
         for file, samples in zip(self.files, talkers):
-            file.write(np.clip(samples, -1, 1) if self.clip else samples)
+            file.write(np.clip(samples, -1, 1).T if self.clip else samples.T)
         if self.stdout and talkers.size:
             try:
-                sys.stdout.buffer.write(np.ascontiguousarray(talkers.T, "<f4").data)
+                sys.stdout.buffer.write(np.ascontiguousarray(talkers.reshape(-1, talkers.shape[-1]).T, "<f4").data)
                 sys.stdout.buffer.flush()
             except BrokenPipeError:
                 # Python would complain once more when it closes stdout.
@@ -125,7 +148,7 @@ class Stopwatch:
     """A stream, and the seconds that its steps take."""
 
     def __init__(self, stream):
-        self.stream, self.flush, self.latency = stream, stream.flush, stream.latency
+        self.stream, self.flush, self.latency, self.inputs = stream, stream.flush, stream.latency, stream.inputs
         self.spent = self.worst = 0.0
         self.samples = 0
 
@@ -134,7 +157,7 @@ class Stopwatch:
         talkers = self.stream.step(samples)
         spent = time.perf_counter() - start
         self.spent += spent
-        self.samples += len(samples)
+        self.samples += samples.shape[-1]
         self.worst = max(self.worst, spent)
         return talkers
 
@@ -169,20 +192,22 @@ class Ending:
 
 def main(_):
     if not FLAGS.resume_model:
-        raise UserError("--resume_model is missing: the checkpoint of SpEx+, or of each stage of Deep CASA, or a folder")
+        raise UserError("--resume_model is missing: a checkpoint, of Deep CASA one of each stage, or a folder")
     if FLAGS.stdout == "none" and not FLAGS.output_dir:
         raise UserError("nowhere to write: give --output_dir FOLDER or --stdout raw")
     system = make_system(find_checkpoints(FLAGS.resume_model))
     stream = system.stream(enrol(system, FLAGS.enrolment))
     seconds, to_hz = FLAGS.block_seconds, system.sample_rate
-    name, rate, blocks = open_input(FLAGS.input, to_hz, seconds)
+    channels = system.CHANNELS
+    name, rate, blocks = open_input(FLAGS.input, to_hz, seconds, channels)
     # Compiled before the first sample comes: the first frame goes alone, the rest together.
-    stream.step(np.zeros(stream.latency + max(stream.hop_size, round(seconds * to_hz)), np.float32))
+    silence = np.zeros(stream.latency + max(stream.hop_size, round(seconds * to_hz)), np.float32)
+    stream.step(np.tile(silence, (channels, 1)) if channels else silence)
     stream.reset()
     paths = []
     if FLAGS.output_dir:
         make_writable_directory(FLAGS.output_dir)
-        paths = [os.path.join(FLAGS.output_dir, f"{name}_s{i + 1}.wav") for i in range(stream.signals)]
+        paths = [os.path.join(FLAGS.output_dir, f"{name}_s{i + 1}.wav") for i in range(system.talkers)]
     window_ms, block_ms = 1e3 * stream.latency / to_hz, 1e3 * seconds
     print(
         f"latency {window_ms + block_ms:.1f} ms: {system.LATENCY} {window_ms:.1f} ms ({stream.latency} samples), block"
@@ -192,9 +217,9 @@ def main(_):
         flush=True,
     )
     ending, watch = Ending(), Stopwatch(stream)
-    blocks = resample_blocks(ending.until(blocks), rate, to_hz, seconds)
+    blocks = resample_channels(ending.until(blocks), rate, to_hz, seconds)
     with contextlib.ExitStack() as stack:
-        outputs = Outputs(stack, paths, to_hz, FLAGS.subtype, FLAGS.stdout == "raw")
+        outputs = Outputs(stack, paths, to_hz, channels or 1, FLAGS.subtype, FLAGS.stdout == "raw")
         for talkers in system.live(watch, blocks):
             if not outputs.write(talkers):
                 ending.asked = True  # nobody reads any more
@@ -211,10 +236,10 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("enrolment", [], "of SpEx+: recording of the wanted talker; repeat to average several")
     flags.DEFINE_string("input", "-", "-: raw samples from stdin; microphone; a recording; or a file of raw samples, .raw")
     flags.DEFINE_string("output_dir", "separated", "folder of the talkers' wavs; empty: none")
-    flags.DEFINE_enum("stdout", "none", ["none", "raw"], "raw: float32 little-endian to stdout, talkers interleaved")
+    flags.DEFINE_enum("stdout", "none", ["none", "raw"], "raw: float32 little-endian to stdout, interleaved")
     flags.DEFINE_float("block_seconds", 0.064, "taken at a time; shorter is sooner, longer costs less", 0.001, 60.0)
     flags.DEFINE_integer("rate", 0, "of raw samples, Hz; 0: that of the checkpoint", lower_bound=0)
     flags.DEFINE_enum("format", "s16le", list(FORMATS), "of raw samples")
-    flags.DEFINE_integer("input_channels", 1, "of raw samples; their mean is separated", lower_bound=1)
+    flags.DEFINE_integer("input_channels", 1, "of raw samples; their mean is separated, or both ears", lower_bound=1)
     flags.DEFINE_enum("subtype", "PCM_16", ["PCM_16", "PCM_24", "PCM_32", "FLOAT"], "sample format of the wavs")
     run_script(main)

@@ -5,7 +5,7 @@
 
 --resume_model names a checkpoint of each stage (give it twice), or a folder below which they lie. config.json beside
 a checkpoint says which system it is, its sizes and its rate. Writes out/<name>_s1.wav, _s2.wav, ...; SpEx+, which
-extracts the talker of the enrolment, _s1.wav alone.
+extracts the talker of the enrolment, _s1.wav alone; Binaural TasNet takes recordings of two ears, and writes stereo.
 
 Long files go through in overlapping windows, in memory that does not grow with their length. Causal systems go from
 block to block instead, as nn/live.py does (--grouping online).
@@ -13,8 +13,10 @@ block to block instead, as nn/live.py does (--grouping online).
     from nn.separate import Separator
     talkers = Separator("exp/deep_casa/models")(waveform, sample_rate)      # [talkers, samples]
     talker, = Separator("exp/spex_plus/models")(waveform, sample_rate, enrolment="voice.wav")
+    talkers = Separator("exp/binaural_tasnet/models")(ears, sample_rate)    # [2, samples] -> [talkers, 2, samples]
 """
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -27,7 +29,7 @@ import numpy as np
 import soundfile
 from absl import flags
 
-from feat.audio import read_blocks, resample, resample_blocks, wav_info
+from feat.audio import read_blocks, require_stereo, resample, resample_blocks, wav_info
 from feat.files import UserError, atomic_path, make_writable_directory, require_free_bytes, run_script, write_text
 from feat.parallel import progress
 from nn import checkpoint
@@ -55,6 +57,7 @@ class Separator:
             nn.extraction.TargetTalker.
 
     Attributes:
+        channels: that are separated together, 2 for systems of two ears; None for those of one channel.
         confidence: of SpEx+ that the talker is in the last recording, -1 to 1; None for systems that have none.
 
     Raises:
@@ -72,6 +75,7 @@ class Separator:
         self.system = make_system(self.checkpoints, **options)
         self.sample_rate = self.system.sample_rate
         self.talkers = self.system.talkers
+        self.channels = self.system.CHANNELS
         frames_per_second = self.sample_rate / self.system.hop_size
         window = round(window_seconds * frames_per_second)
         step = window - round(overlap_seconds * frames_per_second)
@@ -101,50 +105,58 @@ class Separator:
         return enrol(self.system, enrolments, sample_rate)
 
     def __call__(self, waveform, sample_rate, enrolment=None):
-        """Separates one channel.
+        """Separates one channel, or the two of a system of two ears.
 
         Args:
-            waveform: [samples], any length.
+            waveform: [samples], any length; of two ears [2, samples], the left one first.
             sample_rate: Hz; the result has it too.
             enrolment: for SpEx+, what `enrol` takes; waveforms are at `sample_rate`.
 
         Returns:
-            float32 [talkers, samples].
+            float32 [talkers, samples]; of two ears [talkers, 2, samples].
         """
         waveform = np.asarray(waveform, np.float32)
-        if waveform.ndim != 1 or not waveform.size:
-            raise ValueError(f"a waveform of shape {waveform.shape}; one channel, [samples], is needed")
+        if waveform.shape[:-1] != self._lead or not waveform.size:
+            wanted = "two ears, [2, samples], are" if self.channels else "one channel, [samples], is"
+            raise ValueError(f"a waveform of shape {waveform.shape}; {wanted} needed")
         if not np.isfinite(waveform).all():
             raise ValueError("the waveform holds NaN or infinite samples")
         voice = self.enrol(enrolment, sample_rate)
         with tempfile.TemporaryFile() as spool:
-            blocks = list(self.separate(resample(waveform, sample_rate, self.sample_rate), spool, None, voice))
-        talkers = np.concatenate(blocks, axis=1)
-        talkers = np.stack([resample(talker, self.sample_rate, sample_rate) for talker in talkers])
-        return talkers[:, : len(waveform)].astype(np.float32)
+            brought = resample(waveform.T, sample_rate, self.sample_rate).T
+            talkers = np.concatenate(list(self.separate(brought, spool, None, voice)), axis=-1)
+        talkers = resample(talkers.T, self.sample_rate, sample_rate).T
+        return talkers[..., : waveform.shape[-1]].astype(np.float32)
+
+    @property
+    def _lead(self):
+        """Shape of samples but for their number."""
+        return (self.channels,) if self.channels else ()
 
     def windows_of(self, samples):
         """How many windows a recording of so many samples has."""
         return len(self.windows.starts(self.system.frames(samples)))
 
     def separate(self, samples, spool, bar=None, enrolment=None):
-        """Separates a channel window by window, in memory that does not depend on its length.
+        """Separates a channel, or two ears, window by window, in memory that does not depend on their length.
 
         Args:
-            samples: [samples] at the system's rate, an array or RawSamples.
+            samples: [samples], or [2, samples], at the system's rate, an array or RawSamples.
             spool: binary file, open for writing and reading, for what is made of all windows.
             bar: progress bar, to be told of every window twice.
             enrolment: what `enrol` gave.
 
         Yields:
-            float32 [talkers, some samples], one after the other as many as there are in `samples`.
+            float32 [talkers, some samples], or [talkers, 2, some samples], one after the other as many as there are in
+            `samples`.
         """
         if self.stream is None:
             yield from self.system.separate(samples, self.windows, spool, bar, enrolment)
             return
-        starts = [start * self.system.hop_size for start in self.windows.starts(self.system.frames(len(samples)))]
+        total = samples.shape[-1]
+        starts = [start * self.system.hop_size for start in self.windows.starts(self.system.frames(total))]
         self.stream.reset()
-        blocks = (samples[first:last] for first, last in zip(starts, [*starts[1:], len(samples)]))
+        blocks = (samples[..., first:last] for first, last in zip(starts, [*starts[1:], total]))
         for talkers in self.system.live(self.stream, blocks):
             if bar is not None:
                 bar.update(2)
@@ -182,7 +194,7 @@ def list_inputs(arguments):
 
 
 def output_paths(folder, name, talkers, channels):
-    """{(channel or None for their mean, talker): path}"""
+    """{(channel, talker): path}; the channel is None for the mean of all, and for two ears together."""
     return {
         (channel, talker): os.path.join(
             folder, name + ("" if channel is None else f"_ch{channel + 1}") + f"_s{talker + 1}.wav"
@@ -219,62 +231,87 @@ def separate_file(separator, path, outputs, subtype="PCM_16", show=progress, voi
         Separated.
 
     Raises:
-        UserError: the recording is shorter than LEAST_SECONDS, silent, or broken; nothing was written.
+        UserError: the recording is shorter than LEAST_SECONDS, silent, or broken, or a system of two ears is given one
+            of other channels; nothing was written.
     """
     info = wav_info(path)
+    if separator.channels:
+        require_stereo(path, info)
     if info.seconds < LEAST_SECONDS:
         raise UserError(
             f"{path}: {info.frames} samples, {1e3 * info.seconds:.1f} ms; nothing below {1e3 * LEAST_SECONDS:.0f} ms"
             " can be separated, give a longer recording"
         )
     channels = list(dict.fromkeys(channel for channel, _ in outputs))
+    ears = separator.channels or 1
     with tempfile.TemporaryDirectory() as folder:
         samples = -(-info.frames * separator.sample_rate // info.sample_rate)
-        raw = 4 * samples * (2 + separator.talkers * len(channels))
+        raw = 4 * samples * ears * (2 + separator.talkers * len(channels))
         require_free_bytes(folder, raw + separator.system.spool_bytes(samples), f"parts of {path}")
         parts, confidences, peak, heard = {}, [], 0.0, False
         for channel in channels:
-            mixture = os.path.join(folder, "mixture")
-            blocks = read_blocks(path, channel, BLOCK_SECONDS)
-            _write_raw(mixture, resample_blocks(blocks, info.sample_rate, separator.sample_rate))
-            samples = RawSamples(mixture)
-            heard = heard or any(block.any() for block in _read_raw(mixture))
-            files = [os.path.join(folder, f"{channel}_{talker}") for talker in range(separator.talkers)]
+            mixtures = [os.path.join(folder, f"mixture{ear}") for ear in range(ears)]
+            for ear, mixture in enumerate(mixtures):
+                blocks = read_blocks(path, ear if separator.channels else channel, BLOCK_SECONDS)
+                _write_raw(mixture, resample_blocks(blocks, info.sample_rate, separator.sample_rate))
+                heard = heard or any(block.any() for block in _read_raw(mixture))
+            samples = RawSamples(mixtures if separator.channels else mixtures[0])
+            files = {
+                (talker, ear): os.path.join(folder, f"{channel}_{talker}_{ear}")
+                for talker in range(separator.talkers)
+                for ear in range(ears)
+            }
             with (
                 tempfile.TemporaryFile(dir=folder) as spool,
-                show(None, os.path.basename(path), 2 * separator.windows_of(len(samples)), unit="window") as bar,
+                show(None, os.path.basename(path), 2 * separator.windows_of(samples.shape[-1]), unit="window") as bar,
+                contextlib.ExitStack() as stack,
             ):
-                streams = [open(file, "wb") for file in files]
+                streams = [stack.enter_context(open(file, "wb")) for file in files.values()]
                 for block in separator.separate(samples, spool, bar, voice):
                     peak = max(peak, float(np.max(np.abs(block), initial=0)))
-                    for stream, talker in zip(streams, block):
-                        stream.write(talker.data)
-                for stream in streams:
-                    stream.close()
+                    for stream, signal in zip(streams, block.reshape(len(files), -1)):
+                        stream.write(np.ascontiguousarray(signal).data)
             confidences += [] if separator.confidence is None else [separator.confidence]
-            parts |= {(channel, talker): file for talker, file in enumerate(files)}
+            parts |= {
+                (channel, talker): [files[talker, ear] for ear in range(ears)] for talker in range(separator.talkers)
+            }
         if not heard:
             raise UserError(f"{path}: silent, every sample is 0; check how it was recorded")
         factor = 1 / peak if peak > 1 and subtype.startswith("PCM") else 1.0
         for key, output in outputs.items():
-            blocks = resample_blocks(_read_raw(parts[key]), separator.sample_rate, info.sample_rate)
-            _write_wav(output, blocks, info.sample_rate, info.frames, subtype, factor)
+            rates = separator.sample_rate, info.sample_rate
+            blocks = map(np.stack, zip(*(resample_blocks(_read_raw(file), *rates) for file in parts[key])))
+            _write_wav(output, blocks, info.sample_rate, info.frames, ears, subtype, factor)
     return Separated(factor, confidences)
 
 
 class RawSamples:
-    """float32 samples in a file, of which slices are read; a memory map's pages would count as memory."""
+    """float32 samples in a file, of which slices are read; a memory map's pages would count as memory.
+
+    Args:
+        path: of [samples], or a list of those of the channels of [channels, samples].
+    """
 
     def __init__(self, path):
-        self.path = path
-        self.count = os.path.getsize(path) // 4
+        self.paths = path
+        self.several = isinstance(path, list)
+        self.count = os.path.getsize(path[0] if self.several else path) // 4
+
+    @property
+    def shape(self):
+        return (len(self.paths), self.count) if self.several else (self.count,)
 
     def __len__(self):
-        return self.count
+        return self.shape[0]
 
     def __getitem__(self, part):
-        first, last, _ = part.indices(self.count)
-        return np.fromfile(self.path, np.float32, max(last - first, 0), offset=4 * first)
+        """[first:last] of one channel, [..., first:last] of whatever there is."""
+        first, last, _ = (part[-1] if isinstance(part, tuple) else part).indices(self.count)
+
+        def read(path):
+            return np.fromfile(path, np.float32, max(last - first, 0), offset=4 * first)
+
+        return np.stack([read(path) for path in self.paths]) if self.several else read(self.paths)
 
 
 def _write_raw(path, blocks):
@@ -289,15 +326,16 @@ def _read_raw(path):
             yield np.frombuffer(block, np.float32)
 
 
-def _write_wav(path, blocks, sample_rate, frames, subtype, factor):
-    """Writes blocks as a wav of so many frames, whole or not at all."""
+def _write_wav(path, blocks, sample_rate, frames, channels, subtype, factor):
+    """Writes blocks [channels, samples] as a wav of so many frames, whole or not at all."""
     with atomic_path(path) as temporary:
-        with soundfile.SoundFile(temporary, "w", sample_rate, 1, subtype, format="WAV") as file:
+        with soundfile.SoundFile(temporary, "w", sample_rate, channels, subtype, format="WAV") as file:
             left = frames
             for block in blocks:
+                block = block[:, :left].T
                 # Resampling may overshoot by a little what was measured before it.
-                file.write(np.clip(factor * block[:left], -1, 1) if subtype.startswith("PCM") else block[:left])
-                left -= len(block[:left])
+                file.write(np.clip(factor * block, -1, 1) if subtype.startswith("PCM") else block)
+                left -= len(block)
 
 
 def _done(folder, options):
@@ -334,6 +372,8 @@ def main(argv):
     separator = Separator(
         checkpoints.values(), FLAGS.window_seconds, FLAGS.overlap_seconds, FLAGS.grouping, **options
     )
+    if separator.channels and FLAGS["channels"].present:
+        raise UserError(f"--channels: {separator.system.NAME} takes both ears of a recording together; leave it out")
     voice = separator.enrol(FLAGS.enrolment)
     make_writable_directory(FLAGS.output_dir)
     digests = {system: checkpoint.fingerprint(prefix) for system, prefix in separator.checkpoints.items()}
@@ -358,7 +398,8 @@ def main(argv):
 def _separate(separator, path, name, voice, same):
     """Separates a recording unless that was done (`same`: with these options); says what was written."""
     info = wav_info(path)
-    channels = [None] if FLAGS.channels == "mean" or info.channels == 1 else range(info.channels)
+    together = separator.channels or FLAGS.channels == "mean" or info.channels == 1
+    channels = [None] if together else range(info.channels)
     outputs = output_paths(FLAGS.output_dir, name, separator.talkers, channels)
     if same and all(os.path.exists(output) for output in outputs.values()):
         return f"{path}: separated already"

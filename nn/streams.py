@@ -1,9 +1,13 @@
 """Recordings that go through a causal system block by block."""
 
 import collections
+import itertools
+import operator
 
 import numpy as np
 import tensorflow as tf
+
+from feat.audio import resample_blocks
 
 
 def compile_step(step, state, frames):
@@ -35,6 +39,39 @@ def separate_stream(stream, blocks):
     # Silence behind the recording, so that all of it lies in whole windows.
     last = stream.step(np.zeros(stream.latency, np.float32)), stream.flush()
     yield add_up(np.concatenate(last, axis=1)[:, : len(waiting)], waiting)
+
+
+def stream_through(stream, blocks):
+    """Yields what comes out of a stream, [..., some samples], for blocks as they come; as many samples as came in.
+
+    Args:
+        stream: models.streaming_mimo_tasnet.StreamingBinaural.
+        blocks: iterable of [channels, some samples].
+    """
+    missing = 0
+    for block in blocks:
+        ready = stream.step(block)
+        missing += block.shape[-1] - ready.shape[-1]
+        yield ready
+    # Silence behind the recording, so that all of it lies in whole windows.
+    last = stream.step(np.zeros((stream.inputs, stream.latency), np.float32)), stream.flush()
+    yield np.concatenate(last, axis=-1)[..., :missing]
+
+
+def resample_channels(blocks, from_hz, to_hz, seconds=1.0):
+    """feat.audio.resample_blocks of blocks [samples] or [channels, samples]."""
+    blocks = iter(blocks)
+    first = next(blocks, None)
+    if first is None:
+        return
+    blocks = itertools.chain([first], blocks)
+    if first.ndim == 1:
+        yield from resample_blocks(blocks, from_hz, to_hz, seconds)
+        return
+    # What one channel has taken waits for the others.
+    copies = itertools.tee(blocks, len(first))
+    channels = [map(operator.itemgetter(i), copy) for i, copy in enumerate(copies)]
+    yield from map(np.stack, zip(*(resample_blocks(channel, from_hz, to_hz, seconds) for channel in channels)))
 
 
 def extract_stream(stream, blocks, gain):

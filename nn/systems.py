@@ -10,14 +10,16 @@ options that it lists, and has
     sample_rate     Hz of what it takes and gives
     hop_size        samples of a frame; windows are counted in frames
     talkers         how many come out
+    CHANNELS        of a recording that go in together, and come out for every talker: 2 where these are a left and a
+                    right ear; None for systems of one channel, [samples] below, where else [CHANNELS, samples] stands
     causal          whether nn/separate.py goes from block to block, with `live`, unless it is told otherwise
     frames(samples), spool_bytes(samples)
                     what a recording of so many samples will be: frames, and bytes to spool
     separate(samples, windows, spool, bar, enrolment)
                     yields float32 [talkers, some samples], one after the other as many as there are in `samples`
-                    ([samples] at sample_rate, an array or anything that gives slices), in memory that does not depend
-                    on their number; `windows` is a nn.windows.Windows, `spool` a binary file open for writing and
-                    reading, `bar` a progress bar that is told of every window twice
+                    ([samples] at sample_rate, an array or anything that has a shape and gives slices), in memory that
+                    does not depend on their number; `windows` is a nn.windows.Windows, `spool` a binary file open for
+                    writing and reading, `bar` a progress bar that is told of every window twice
     LATENCY         what the algorithmic latency comes from
     stream(enrolment)
                     a models.streaming_blocks.WaveformStream; raises UserError if the system is not causal
@@ -36,6 +38,7 @@ from models.dense_unet import DenseUNet
 from models.grouping import SequentialGrouping
 from models.streaming import StreamingSeparator
 from nn import checkpoint, clustering
+from nn.binaural import Binaural
 from nn.extraction import TargetTalker
 from nn.streams import add_up, compile_step, separate_stream
 from nn.windows import join, piece
@@ -55,6 +58,7 @@ class DeepCasa:
     CHECKPOINTS = ("dense_unet", "sequential_grouping")
     OPTIONS = ("seed",)
     ENROLMENT = False
+    CHANNELS = None
     LATENCY = "window"
 
     def __init__(self, checkpoints, seed=0):
@@ -178,7 +182,7 @@ class DeepCasa:
         return istft(ordered[..., 0] + 1j * ordered[..., 1], None, self.fft_size, self.hop_size, parity=False)
 
 
-SYSTEMS = {name: kind for kind in (DeepCasa, TargetTalker) for name in kind.CHECKPOINTS}
+SYSTEMS = {name: kind for kind in (DeepCasa, TargetTalker, Binaural) for name in kind.CHECKPOINTS}
 
 
 def find_checkpoints(given):
@@ -201,8 +205,6 @@ def find_checkpoints(given):
     if len(kinds) > 1:
         raise UserError(f"{' and '.join(kinds.values())} are of different systems; give the checkpoints of one")
     return systems
-
-
 
 
 def enrol(system, enrolments, sample_rate=None):

@@ -26,11 +26,11 @@ class Windows(NamedTuple):
 
 
 def piece(samples, start, length):
-    """samples[start : start + length], with zeros where there are none."""
-    cut = np.zeros(length, np.float32)
-    first, last = max(start, 0), min(start + length, len(samples))
+    """samples[..., start : start + length], with zeros where there are none."""
+    cut = np.zeros((*samples.shape[:-1], length), np.float32)
+    first, last = max(start, 0), min(start + length, samples.shape[-1])
     if last > first:
-        cut[first - start : last - start] = samples[first:last]
+        cut[..., first - start : last - start] = samples[..., first:last]
     return cut
 
 
@@ -38,22 +38,22 @@ def join(parts, match=False):
     """Cross-fades what was made of overlapping windows.
 
     Args:
-        parts: iterable of (first sample, [channels, samples]), one window after the other; arrays are written to.
-        match: order the channels of each as those before it where they overlap; for talkers that nothing else tells.
+        parts: iterable of (first sample, [talkers, ..., samples]), one window after the other; arrays are written to.
+        match: order the talkers of each as those before it where they overlap; for talkers that nothing else tells.
 
     Yields:
-        [channels, samples], one after the other.
+        [talkers, ..., samples], one after the other.
     """
     kept, kept_from = None, 0
     for begin, signals in parts:
         if kept is not None:
-            yield kept[:, : begin - kept_from]
-            kept = kept[:, begin - kept_from :]
-            overlap = kept.shape[1]
+            yield kept[..., : begin - kept_from]
+            kept = kept[..., begin - kept_from :]
+            overlap = kept.shape[-1]
             if match:
-                signals = signals[clustering.best_order(kept, signals[:, :overlap])]
+                signals = signals[clustering.best_order(kept, signals[..., :overlap])]
             fade = np.linspace(0, 1, overlap + 2)[1:-1]
-            signals[:, :overlap] = (1 - fade) * kept + fade * signals[:, :overlap]
+            signals[..., :overlap] = (1 - fade) * kept + fade * signals[..., :overlap]
         kept, kept_from = signals, begin
     if kept is not None:
         yield kept

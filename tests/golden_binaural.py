@@ -105,7 +105,7 @@ def check_parts(case, model, mixture, least):
     for side, encoding, masks in zip("LR", encodings, model.separate(seen)):
         theirs = np.concatenate([case[f"out/encoder{call}"] for call in calls[side]], axis=1)
         case.check("encoder", encoding, theirs.transpose(0, 2, 1), least)
-        masks = np.asarray(model._masks(masks)).transpose(2, 0, 3, 1)
+        masks = np.asarray(model.masks(masks)).transpose(2, 0, 3, 1)
         case.check("masknet", masks, case[f"out/masknet{side}#0"][:, :, : masks.shape[2]], least)
 
 

@@ -74,8 +74,8 @@ def whole_file(unet, grouping, samples, hop=HOP):
 
 def in_blocks(stream, samples, sizes):
     """Outputs of blocks of these sizes, then of flush."""
-    assert sum(sizes) == len(samples)
-    return [*(stream.step(block) for block in np.split(samples, np.cumsum(sizes)[:-1])), stream.flush()]
+    assert sum(sizes) == samples.shape[-1]
+    return [*(stream.step(block) for block in np.split(samples, np.cumsum(sizes)[:-1], axis=-1)), stream.flush()]
 
 
 def random_sizes(samples, most, seed):

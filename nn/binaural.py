@@ -1,0 +1,88 @@
+"""Binaural TasNet on recordings of any length: every talker as both ears hear it."""
+
+import numpy as np
+import tensorflow as tf
+
+from feat.files import UserError
+from models.mimo_tasnet import EARS, MimoTasnet
+from models.streaming_mimo_tasnet import StreamingBinaural
+from nn import checkpoint
+from nn.streams import compile_step, stream_through
+from nn.windows import join, piece
+
+REFERENCE_RATE = 8000  # Hz, of SpeechBrain's checkpoints, which do not tell
+
+
+class Binaural:
+    """Binaural TasNet as a system of nn.systems.
+
+    Args:
+        checkpoints: {"mimo_tasnet": prefix, or folder of SpeechBrain's}.
+    """
+
+    NAME = "Binaural TasNet"
+    CHECKPOINTS = ("mimo_tasnet",)
+    OPTIONS = ()
+    ENROLMENT = False
+    CHANNELS = len(EARS)
+    LATENCY = "window"
+
+    def __init__(self, checkpoints):
+        self.source = checkpoints["mimo_tasnet"]
+        config = checkpoint.read_config(self.source)
+        if config is None:
+            reader = checkpoint.open_reader(self.source)
+            if not hasattr(reader, "settings"):
+                raise UserError(f"{self.source}: no config.json beside it; put it back, or give another checkpoint")
+            config = {"model": reader.settings(), "sample_rate": REFERENCE_RATE}
+        self.model = MimoTasnet(**config["model"])
+        checkpoint.load_for_inference(self.source, "mimo_tasnet", self.model)
+        self.sample_rate = config["sample_rate"]
+        self.hop_size = self.model.hop
+        self.talkers = self.model.talkers
+        self.causal = self.model.causal and self.model.settings["norm"] != "global"
+        spec = [tf.TensorSpec([1, None, len(EARS)], tf.float32)]
+        self._separate = tf.function(lambda mixture: self.model(mixture), input_signature=spec)
+
+    def frames(self, samples):
+        """Of a recording with silence behind it, so that all of it lies in whole windows."""
+        return -(-samples // self.hop_size) + 1
+
+    def spool_bytes(self, samples):
+        """Nothing is kept of windows."""
+        return 0
+
+    def separate(self, samples, windows, spool, bar=None, enrolment=None):
+        """Talkers in the order of those of the window before, to which they are alike at both ears; see nn.systems."""
+        hop, total = self.hop_size, samples.shape[-1]
+        frames = self.frames(total)
+        length = (min(frames, windows.length) + 1) * hop
+
+        def separated():
+            for start in windows.starts(frames):
+                mixture = piece(samples, start * hop, max(length, self.model.shortest))
+                talkers = self._separate(mixture.T[None])[0].numpy()[:, :length]
+                yield start * hop, np.moveaxis(talkers, -1, 1)
+                if bar is not None:
+                    bar.update(2)
+
+        done = 0
+        for talkers in join(separated(), match=True):
+            yield talkers[..., : max(total - done, 0)]
+            done += talkers.shape[-1]
+
+    def stream(self, enrolment=None):
+        """A models.streaming_mimo_tasnet.StreamingBinaural. Raises UserError unless the network is causal."""
+        if not self.causal:
+            raise UserError(
+                f"{self.source}: not causal, it looks at what is still to come; train with --causal, or separate whole"
+                " recordings with nn/separate.py"
+            )
+        try:
+            return StreamingBinaural(self.model, compile_step)
+        except ValueError as error:
+            raise UserError(f"{self.source}: {error}") from error
+
+    def live(self, stream, blocks):
+        """Yields the talkers, [talkers, 2, some samples], of blocks [2, samples] as they come."""
+        return stream_through(stream, blocks)
