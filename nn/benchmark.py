@@ -62,26 +62,31 @@ def make_sequential_grouping():
     return model, SequentialGroupingObjective(model)
 
 
-SPEX_PLUS_SIZES = dict(
+# Constructor arguments of networks of the Conv-TasNet family that flags set.
+TASNET_SIZES = dict(
     repeats="n_tcn_block",
     dilations="n_dilation_each_block",
     units="n_dilated_units",
     bottleneck="n_bottle",
-    embedding_dim="embedding_dim",
 )
+
+
+def sizes_given(names):
+    """{constructor argument: value} of the flags that were given."""
+    return {name: FLAGS[flag].value for name, flag in names.items() if FLAGS[flag].present}
 
 
 def make_spex_plus():
     """(model, objective) of SpEx+, as published but for sizes that were given and, with --causal, cumulative norms."""
     settings = VARIANTS[FLAGS.variant] | (dict(causal=True, norm="cumulative") if FLAGS.causal else {})
-    settings |= {name: FLAGS[flag].value for name, flag in SPEX_PLUS_SIZES.items() if FLAGS[flag].present}
-    model = SpexPlus(**settings)
+    model = SpexPlus(**settings | sizes_given(TASNET_SIZES | {"embedding_dim": "embedding_dim"}))
     return model, TargetExtraction(model, whole=True)
 
 
 def make_mimo_tasnet():
-    """(model, objective) of Binaural TasNet, as published; causal with norms by frame."""
-    model = MimoTasnet(FLAGS.wiring, FLAGS.talkers, causal=FLAGS.causal, norm="channel" if FLAGS.causal else "global")
+    """(model, objective) of Binaural TasNet, as published but for sizes that were given; causal with norms by frame."""
+    settings = dict(causal=True, norm="channel") if FLAGS.causal else {}
+    model = MimoTasnet(FLAGS.wiring, FLAGS.talkers, **settings | sizes_given(TASNET_SIZES))
     return model, BinauralSeparation(model, whole=True)
 
 

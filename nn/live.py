@@ -7,7 +7,7 @@ Deep CASA gives all talkers, SpEx+ the one whom --enrolment shows, Binaural TasN
     python nn/live.py --resume_model exp/deep_casa/models --input in.wav --stdout raw | aplay -f FLOAT_LE -c 2 -r 8000
     python nn/live.py --resume_model exp/spex_plus/models --enrolment VOICE.wav --input microphone
     python nn/live.py --resume_model exp/binaural_tasnet/models --input ears.wav
-    arecord -c 2 -f S16_LE -r 8000 -t raw | python nn/live.py --input_channels 2 --resume_model exp/binaural_tasnet/models
+    arecord -c 2 ... | python nn/live.py --resume_model exp/binaural_tasnet/models --input_channels 2 --output_dir out
 
 Writes out/live_s1.wav, _s2.wav, ... (named after a file) as the talkers come out; Ctrl-C ends the recording, and what
 came in is separated and kept. What is printed goes to stderr.

