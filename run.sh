@@ -275,7 +275,7 @@ case ${1:-} in
     shift
     install test
     # A process for each core; the tests of a file stay together, as they share what is slow to make.
-    exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile "$@"
+    exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@"
     ;;
   *) fail "usage: ./run.sh deep_casa [flags...] | ./run.sh spex_plus [flags...] | ./run.sh test [pytest arguments...]" ;;
 esac

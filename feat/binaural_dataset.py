@@ -33,7 +33,7 @@ from feat.augment import (
     speed_samples,
 )
 from feat.binaural_sets import NOISE_SIGNALS, SHORTEST, read_manifest
-from feat.dataset import Share, checked, epoch_order, pieces, workers_for
+from feat.dataset import Share, batches_in_order, checked, epoch_order, pieces, workers_for
 from feat.files import UserError
 from feat.hrir import AZIMUTHS
 from feat.parallel import parallel_map
@@ -223,11 +223,7 @@ def evaluation_batches(mixtures, batch_size=1, share=Share()):
       mixtures: BinauralSet.
       batch_size: of the global batch; 1 stands for one on every replica.
     """
-    batch_size = share.replicas if batch_size == 1 else batch_size
-    count = len(mixtures)
-    lines = np.arange(-(-count // batch_size) * batch_size).reshape(-1, batch_size)
-    index = np.where(lines < count, lines, -1)
-    lines = np.maximum(index, 0)
+    index, lines = batches_in_order(len(mixtures), batch_size, share)
     samples = mixtures.samples[lines]
     return _batches(mixtures, index, lines, samples, 0, NONE, None, share)
 

@@ -227,12 +227,21 @@ def evaluation_batches(utterances, share=Share()):
 
     Replicas take turns. Where they do not come out even, the last ones get the first utterance with index -1.
     """
-    count = len(utterances)
-    lines = np.arange(-(-count // share.replicas) * share.replicas)
+    index, lines = batches_in_order(len(utterances), 1, share)
+    frames = utterances.frames[lines]
+    return pieces((index, 0 * frames, frames, frames), _reader(utterances), share)
+
+
+def batches_in_order(count, batch_size, share):
+    """(index, lines) [batches, batch] of a set of `count`, in order; where it does not fill the last batch: -1, and 0.
+
+    Args:
+        batch_size: of the global batch; 1 stands for one on every replica.
+    """
+    batch_size = share.replicas if batch_size == 1 else batch_size
+    lines = np.arange(-(-count // batch_size) * batch_size).reshape(-1, batch_size)
     index = np.where(lines < count, lines, -1)
-    frames = utterances.frames[np.maximum(index, 0)]
-    arrays = (array.reshape(-1, share.replicas) for array in (index, 0 * frames, frames, frames))
-    return pieces(arrays, _reader(utterances), share)
+    return index, np.maximum(index, 0)
 
 
 def evaluate(utterances):

@@ -24,7 +24,7 @@ import soundfile
 import tensorflow as tf
 
 from feat.audio import resample, resample_sinc, wav_info
-from feat.dataset import Share, checked, epoch_order, pieces, workers_for
+from feat.dataset import Share, batches_in_order, checked, epoch_order, pieces, workers_for
 from feat.files import UserError
 from feat.parallel import parallel_map
 
@@ -186,11 +186,7 @@ def evaluation_batches(triplets, batch_size=1, share=Share()):
       triplets: TripletSet.
       batch_size: of the global batch; 1 stands for one on every replica.
     """
-    batch_size = share.replicas if batch_size == 1 else batch_size
-    count = len(triplets)
-    lines = np.arange(-(-count // batch_size) * batch_size).reshape(-1, batch_size)
-    index = np.where(lines < count, lines, -1)
-    lines = np.maximum(index, 0)
+    index, lines = batches_in_order(len(triplets), batch_size, share)
     enrolment = triplets.first_enrolment[lines]
     limits = triplets.limits[lines]
     cut = _Cut.whole(lines, limits[..., 0], limits.max(axis=2), triplets.files.samples[enrolment])

@@ -176,7 +176,23 @@ def _cosine(start, end, done):
     return end + (start - end) / 2 * (1 + math.cos(math.pi * done))
 
 
-class PlateauRule:
+class FallingRule:
+    """A rate that `start_epoch` lowers, kept in the state."""
+
+    def __init__(self, rate, higher_is_better, factor, patience, least, steps):
+        self.initial = rate
+        self.sign = -1.0 if higher_is_better else 1.0
+        self.factor = factor
+        self.patience = patience
+        self.least = least
+        self.steps = steps
+
+    def rate(self, state):
+        """Learning rate of step `state.step`."""
+        return state.rate
+
+
+class PlateauRule(FallingRule):
     """Halves the rate when the validation loss has not improved for epochs, and ends training when for longer.
 
     A loss counts as improvement when it is below (1 - 1e-4) times the best, whatever its sign: a negative loss
@@ -195,13 +211,8 @@ class PlateauRule:
     """
 
     def __init__(self, rate, higher_is_better=False, factor=0.5, patience=2, stop=6, least=1e-8, steps=1):
-        self.initial = rate
-        self.sign = -1.0 if higher_is_better else 1.0
-        self.factor = factor
-        self.patience = patience
+        super().__init__(rate, higher_is_better, factor, patience, least, steps)
         self.stop = stop
-        self.least = least
-        self.steps = steps
 
     def start_epoch(self, state):
         """Called before an epoch's first step, after its validation; says whether training should end."""
@@ -217,12 +228,8 @@ class PlateauRule:
             state.bad_epochs = 0
         return bool(self.stop) and state.step - state.best_step >= self.stop * self.steps
 
-    def rate(self, state):
-        """Learning rate of step `state.step`."""
-        return state.rate
 
-
-class AnchorRule:
+class AnchorRule(FallingRule):
     """Halves the rate at the third epoch that was worse than the anchor, since the anchor was last met or it fell.
 
     The anchor is the best loss, but up to the epoch `hold` the last one, whatever it was.
@@ -240,13 +247,8 @@ class AnchorRule:
     """
 
     def __init__(self, rate, higher_is_better=False, factor=0.5, patience=2, hold=85, least=1e-8, steps=1):
-        self.initial = rate
-        self.sign = -1.0 if higher_is_better else 1.0
-        self.factor = factor
-        self.patience = patience
+        super().__init__(rate, higher_is_better, factor, patience, least, steps)
         self.hold = hold
-        self.least = least
-        self.steps = steps
 
     def start_epoch(self, state):
         """Called before an epoch's first step, after its validation."""
@@ -261,10 +263,6 @@ class AnchorRule:
             state.bad_epochs += 1
         else:
             state.rate, state.bad_epochs = max(self.least, self.factor * state.rate), 0
-
-    def rate(self, state):
-        """Learning rate of step `state.step`."""
-        return state.rate
 
 
 def run_epochs(

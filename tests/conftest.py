@@ -15,3 +15,11 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+# By their length. Started first, so that no process is left with one when the others have nothing to do any more.
+LONGEST = ["test_scripts", "test_devices", "test_resume", "test_golden", "test_export", "test_benchmark", "test_streaming"]
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))

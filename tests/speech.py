@@ -168,6 +168,20 @@ def refuse(*arguments, runner=run_here, **named):
     return errors[0]
 
 
+def listed(batches):
+    """[{key: array}] of a tf.data.Dataset of batches."""
+    return [{key: value.numpy() for key, value in batch.items()} for batch in batches]
+
+
+def assert_same_batches(ours, theirs):
+    """Of `listed` batches, to the last bit."""
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
 def checkpoint_arrays(prefix):
     """{name: array} of a checkpoint: weights, optimiser and state of the loop."""
     reader = tf.train.load_checkpoint(str(prefix))

@@ -17,7 +17,7 @@ import pytest
 import soundfile
 import tensorflow as tf
 from scipy.signal import csd, welch
-from speech import refuse, succeed, voice
+from speech import assert_same_batches, listed, refuse, succeed, voice
 
 from feat import augment, binaural, binaural_dataset, binaural_mix, binaural_scenes, dataset, hrir, noises, rooms
 from feat.audio import read_mono, read_stereo, resample, write_float, write_pcm16
@@ -436,18 +436,6 @@ def test_unusable_utterances_are_left_out_by_name(corpus, tmp_path):
 
 
 # Sets and batches ---------------------------------------------------------------------------------
-
-
-def listed(batches):
-    return [{key: value.numpy() for key, value in batch.items()} for batch in batches]
-
-
-def assert_same_batches(ours, theirs):
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs):
-        assert a.keys() == b.keys()
-        for key in a:
-            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
 ALL = Augmentation(shift=(-500, 500), drop_chunks=True, drop_bands=True)

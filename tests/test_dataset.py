@@ -34,18 +34,6 @@ def pool(settings, utterances):
     return dataset.source_pool(settings, "tr", utterances.names)
 
 
-def listed(batches):
-    return [{key: value.numpy() for key, value in batch.items()} for batch in batches]
-
-
-def assert_same_batches(ours, theirs):
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs):
-        assert a.keys() == b.keys()
-        for key in a:
-            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
-
-
 @pytest.fixture(params=["utterances", "pieces", "segments", "mixed"])
 def pipeline(request, utterances, pool):
     """(epoch, skip, seed, share) -> batches of 2, or the share's pieces of them."""
@@ -61,40 +49,40 @@ def pipeline(request, utterances, pool):
 
 
 def test_an_epoch_depends_on_seed_and_epoch_alone(pipeline):
-    first = listed(pipeline(epoch=1))
-    assert_same_batches(first, listed(pipeline(epoch=1)))
-    for other in (listed(pipeline(epoch=2)), listed(pipeline(epoch=1, seed=6))):
+    first = speech.listed(pipeline(epoch=1))
+    speech.assert_same_batches(first, speech.listed(pipeline(epoch=1)))
+    for other in (speech.listed(pipeline(epoch=2)), speech.listed(pipeline(epoch=1, seed=6))):
         assert len(other) == len(first)
         assert any(a["mixture"].shape != b["mixture"].shape or (a["mixture"] != b["mixture"]).any()
                    for a, b in zip(first, other))  # fmt: skip
 
 
 def test_skipping_gives_the_tail_of_the_epoch(pipeline):
-    whole = listed(pipeline(epoch=3))
+    whole = speech.listed(pipeline(epoch=3))
     for skip in (1, len(whole) - 1, len(whole)):
-        assert_same_batches(listed(pipeline(epoch=3, skip=skip)), whole[skip:])
+        speech.assert_same_batches(speech.listed(pipeline(epoch=3, skip=skip)), whole[skip:])
 
 
 def test_shares_are_the_pieces_of_the_global_batch(pipeline):
     """Two processes with a device each, and one with two, see what one device sees, padded alike."""
-    whole = listed(pipeline(epoch=1, skip=1))
-    first, second = (listed(pipeline(epoch=1, skip=1, share=dataset.Share(2, i, 1))) for i in range(2))
-    both = listed(pipeline(epoch=1, skip=1, share=dataset.Share(2, 0, 2)))
+    whole = speech.listed(pipeline(epoch=1, skip=1))
+    first, second = (speech.listed(pipeline(epoch=1, skip=1, share=dataset.Share(2, i, 1))) for i in range(2))
+    both = speech.listed(pipeline(epoch=1, skip=1, share=dataset.Share(2, 0, 2)))
     for a, b in ((first, second), (both[::2], both[1::2])):
         joined = [{key: np.concatenate([x[key], y[key]]) for key in x} for x, y in zip(a, b, strict=True)]
-        assert_same_batches(joined, whole)
+        speech.assert_same_batches(joined, whole)
 
 
 def test_evaluation_comes_out_even(utterances):
-    alone = listed(dataset.evaluation_batches(utterances))
-    shares = [listed(dataset.evaluation_batches(utterances, dataset.Share(2, i, 1))) for i in range(2)]
+    alone = speech.listed(dataset.evaluation_batches(utterances))
+    shares = [speech.listed(dataset.evaluation_batches(utterances, dataset.Share(2, i, 1))) for i in range(2)]
     assert [len(some) for some in shares] == [5, 5]
-    assert_same_batches([batch for pair in zip(*shares) for batch in pair][:9], alone)
+    speech.assert_same_batches([batch for pair in zip(*shares) for batch in pair][:9], alone)
     assert shares[1][-1]["index"] == [-1]
 
 
 def test_mixture_is_the_sum_and_covers_the_waveforms(pipeline):
-    for batch in listed(pipeline(epoch=0)):
+    for batch in speech.listed(pipeline(epoch=0)):
         np.testing.assert_allclose(batch["sources"].sum(axis=1), batch["mixture"], atol=2e-3)
         frames = batch["mixture"].shape[1]
         assert batch["waveforms"].shape == (2, 2, (frames - 1) * 32 + 64)
@@ -125,7 +113,7 @@ def test_wavs_give_what_the_files_give(settings, utterances):
         lambda some: dataset.segment_batches(some, SEGMENT, 2, 0, 0),
         lambda some: dataset.evaluation_batches(some),
     ):
-        for cached, fresh in zip(listed(make(utterances)), listed(make(from_wavs)), strict=True):
+        for cached, fresh in zip(speech.listed(make(utterances)), speech.listed(make(from_wavs)), strict=True):
             for key, value in cached.items():
                 np.testing.assert_allclose(fresh[key], value, atol=1e-5, err_msg=key)
         # Batches of the same known dimensions too, which losses over talkers need.
@@ -135,9 +123,9 @@ def test_wavs_give_what_the_files_give(settings, utterances):
 def test_segments_are_all_frames_in_pieces(utterances):
     count = dataset.segment_count(utterances, SEGMENT)
     assert count == sum(-(-frames // SEGMENT) for frames in utterances.frames)
-    batches = listed(dataset.segment_batches(utterances, SEGMENT, 1, 0, 0))
+    batches = speech.listed(dataset.segment_batches(utterances, SEGMENT, 1, 0, 0))
     assert len(batches) == count
-    whole = {int(b["index"][0]): b["mixture"][0] for b in listed(dataset.evaluation_batches(utterances))}
+    whole = {int(b["index"][0]): b["mixture"][0] for b in speech.listed(dataset.evaluation_batches(utterances))}
     pieces = {}
     for batch in batches:
         assert batch["frames"] == [SEGMENT]
@@ -156,7 +144,7 @@ def test_dynamic_mixing_pairs_different_talkers(pool, monkeypatch):
     monkeypatch.setattr(dataset, "_read_wav", lambda path: tf.fill([5000], talker[path]))
     seen = set()
     for epoch in range(3):
-        for batch in listed(dataset.mixed_batches(pool, 4, 5, SEGMENT, 0, epoch, gain_db=0.0)):
+        for batch in speech.listed(dataset.mixed_batches(pool, 4, 5, SEGMENT, 0, epoch, gain_db=0.0)):
             # Utterances are put at equal power, here by their true levels.
             values = batch["waveforms"][..., 0] / batch["waveforms"][:, :1, 0]
             seen |= set(np.round(values[:, 1], 4))
@@ -169,7 +157,7 @@ def test_dynamic_mixing_pairs_different_talkers(pool, monkeypatch):
 
 
 def test_dynamic_mixing_levels(pool):
-    for batch in listed(dataset.mixed_batches(pool, 4, 3, 40, 0, 0)):
+    for batch in speech.listed(dataset.mixed_batches(pool, 4, 3, 40, 0, 0)):
         peaks = np.abs(np.concatenate([batch["waveforms"], batch["waveforms"].sum(1, keepdims=True)], 1)).max((1, 2))
         np.testing.assert_allclose(peaks, 0.9, atol=1e-4)
 
@@ -178,7 +166,7 @@ def test_dynamic_mixing_of_three(tmp_path):
     lists = speech.make_corpus(tmp_path, dict(tr=4), talkers=3)
     settings = feat_gen.FeatureSettings(str(tmp_path / "data"), "", talkers=3, fft_size=64, hop_size=32)
     pool = dataset.source_pool(settings, "tr", lists["tr"])
-    (batch,) = listed(dataset.mixed_batches(pool, 2, 1, SEGMENT, 0, 0))
+    (batch,) = speech.listed(dataset.mixed_batches(pool, 2, 1, SEGMENT, 0, 0))
     assert batch["sources"].shape == (2, 3, SEGMENT, 33, 2) and np.isfinite(batch["mixture"]).all()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyloudnorm
 import pytest
 import soundfile
-from speech import refuse, run, succeed, voice
+from speech import assert_same_batches, listed, refuse, run, succeed, voice
 
 from feat import dataset, librispeech_mix, triplet_dataset, triplet_mixing, triplets
 from feat.audio import read_mono, read_pcm16, resample, resample_sinc, wav_info, write_pcm16
@@ -236,18 +236,6 @@ def test_a_silent_segment_is_left_out_alone(tmp_path):
 
 
 # Lists --------------------------------------------------------------------------------------------
-
-
-def listed(batches):
-    return [{key: value.numpy() for key, value in batch.items()} for batch in batches]
-
-
-def assert_same_batches(ours, theirs):
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs):
-        assert a.keys() == b.keys()
-        for key in a:
-            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
 def test_layouts_are_read_alike(made, tmp_path):
