@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # ./run.sh deep_casa [--preset small|original] [--stage N] [--stop_stage N] [flags...]   separates all talkers
 # ./run.sh spex_plus [--preset small|original] [--stage N] [--stop_stage N] [flags...]   extracts one talker
+# ./run.sh binaural [--kind 2speakers|3speakers|noise|reverb] [--preset small|original] [--stage N] [--stop_stage N]
+#   [flags...]                                                                           separates talkers for two ears
 # ./run.sh test [pytest arguments...]                                                    installs and runs the tests
 #
 # Each is the whole pipeline. Flags are handed to every script of it that has them; --simul.FLAG and --seq.FLAG to one
@@ -34,7 +36,7 @@ has_flag() {
   local files=("$1")
   case $1 in
     nn/simul_group.py | nn/seq_group.py) files+=(nn/deep_casa.py nn/train.py nn/devices.py feat/feat_gen.py) ;;
-    nn/spex_plus.py) files+=(nn/train.py nn/devices.py) ;;
+    nn/spex_plus.py | nn/binaural_tasnet.py) files+=(nn/train.py nn/devices.py) ;;
   esac
   local any_set=$2
   # The corpus has some flags once for each set.
@@ -267,8 +269,100 @@ spex_plus() {
   echo "done in $((SECONDS - start)) s"
 }
 
+binaural() {
+  local preset stage stop_stage time_stamp given user_flags
+  local read_here="data_folder corpus_folder kind variant talkers dynamic_mixing sample_rate mode"
+  local set_by_stages="is_deploy resume_model nodynamic_mixing output_folder corpus_root sample_rates modes mixture"
+  read_flags "$read_here tr_mixtures cv_mixtures tt_mixtures" "$set_by_stages" "" \
+    "feat/voices.py feat/binaural_mix.py nn/binaural_tasnet.py" "$@"
+  local kind talkers variant data own_data own_talkers corpus rate mode exp_name published
+  talkers=$(value_of talkers 2) variant=$(value_of variant "") kind=$(value_of kind "")
+  case $variant in
+    parallel-*) kind=${kind:-${variant#parallel-}} ;;
+    *) kind=${kind:-${talkers}speakers} ;;
+  esac
+  case $kind in
+    2speakers | 3speakers) talkers=$(value_of talkers "${kind%speakers}") variant=${variant:-parallel} ;;
+    noise | reverb) variant=${variant:-parallel-$kind} ;;
+    *) fail "--kind $kind: there are 2speakers, 3speakers, noise and reverb" ;;
+  esac
+  case "$kind $talkers $variant" in
+    "noise 2 parallel-noise" | "reverb 2 parallel-reverb") ;;
+    "2speakers 2 "*-* | "3speakers 3 "*-*) fail "--variant $variant: not for --kind $kind" ;;
+    "2speakers 2 "* | "3speakers 3 "*) ;;
+    *) fail "--kind $kind does not go with --talkers $talkers and --variant $variant" ;;
+  esac
+  own_data=$(value_of data_folder "") own_talkers=$(value_of corpus_folder "")
+  published=$(value_of metadata_folder "")
+  exp_name=$(value_of exp_name "binaural_$kind") rate=$(value_of sample_rate 8000) mode=$(value_of mode min)
+  data=${own_data:-binaural}
+  corpus=${own_talkers:-$data/talkers/voices/wav$((rate / 1000))k}
+
+  local voices_flags=() mix_flags=() train_flags=() mixing=() sets=tr,cv,tt dynamic=
+  case $preset in
+    small) # Small enough for two CPU cores; every number was tried on the built-in corpus.
+      voices_flags=(--tr_talkers=400 --utterances_per_talker=4)
+      mix_flags=(--tr_mixtures=3000 --cv_mixtures=20 --tt_mixtures=100)
+      train_flags=(--filterbank=fourier --window=$((rate / 125 * 2)) --n_filters=$((rate / 125 * 4)) --n_bottle=64
+        --n_units=128 --n_blocks=6 --n_repeats=2 --nospeed_perturb --lr_schedule=cosine --learning_rate=2e-3
+        --batch_size=4 --segment_seconds=2 --epoch=4 --keep_checkpoints=2)
+      mixing=(--epoch_mixtures=3000)
+      # Where there are recordings of single talkers, they are mixed anew at every step.
+      if [ -z "$published$(value_of brir_folder "")" ]; then
+        [ -n "$own_data" ] && [ -z "$own_talkers" ] || dynamic=1
+      fi
+      ;;
+    original) ;; # the scripts' own defaults
+    *) fail "--preset $preset: there are small and original" ;;
+  esac
+  case " ${given[*]} " in *" --dynamic_mixing"[\ =]*) dynamic=1 ;; esac
+  [ -z "$dynamic" ] || sets=cv,tt
+  local number
+  for number in tr_mixtures cv_mixtures tt_mixtures; do
+    [ -z "$(value_of $number "")" ] || mix_flags+=("--$number=$(value_of $number "")")
+  done
+  local from=(--corpus_root="$corpus")
+  [ -z "$published" ] || from=()
+  local common=(--variant="$variant" --talkers="$talkers" --sample_rate="$rate" --mode="$mode" --data_folder="$data"
+    --exp_name="$exp_name" --time_stamp="$time_stamp")
+  local models=exp/$exp_name/models output=exp/$exp_name/output_$(value_of set tt)
+
+  # Rooms are simulated unless responses of recorded ones are given.
+  if [ "$kind" = reverb ] && [ -z "$own_data$(value_of brir_folder "")" ]; then
+    install corpus,room
+  else
+    install corpus
+  fi
+  local start=$SECONDS
+  if run_stage 1 "talkers"; then
+    if [ -z "$own_data$own_talkers$published" ]; then
+      script all feat/voices.py --corpus_folder="$data/talkers" --sample_rate="$rate" "${voices_flags[@]}" \
+        --tr_mixtures=0 --cv_mixtures=0 --tt_mixtures=0
+    else
+      echo "${published:-${own_talkers:-$data}}: given, nothing to make"
+    fi
+  fi
+  if run_stage 2 "binaural mixtures"; then
+    if [ -z "$own_data" ]; then
+      script all feat/binaural_mix.py "${from[@]}" --output_folder="$data" --kind="$kind" --sample_rates="$rate" \
+        --modes="$mode" --sets=$sets "${mix_flags[@]}"
+    else
+      echo "$data: given, nothing to make"
+    fi
+  fi
+  if run_stage 3 "training"; then
+    [ -z "$dynamic" ] || train_flags+=("${mixing[@]}" --dynamic_mixing --corpus_folder="$corpus")
+    script all nn/binaural_tasnet.py "${common[@]}" "${train_flags[@]}" --is_deploy=0
+  fi
+  if run_stage 4 "separation and evaluation"; then
+    script all nn/binaural_tasnet.py "${common[@]}" --is_deploy=1
+    say_where "separated wavs" "$output/audio_results" "$models/$time_stamp/pictures" "$models" "$output"
+  fi
+  echo "done in $((SECONDS - start)) s"
+}
+
 case ${1:-} in
-  deep_casa | spex_plus)
+  deep_casa | spex_plus | binaural)
     "$@"
     ;;
   test)
@@ -277,5 +371,5 @@ case ${1:-} in
     # A process for each core; the tests of a file stay together, as they share what is slow to make.
     exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "usage: ./run.sh deep_casa [flags...] | ./run.sh spex_plus [flags...] | ./run.sh test [pytest arguments...]" ;;
+  *) fail "usage: ./run.sh deep_casa | spex_plus | binaural [flags...], or ./run.sh test [pytest arguments...]" ;;
 esac

@@ -36,7 +36,7 @@ from feat.binaural_sets import NOISE_SIGNALS, SHORTEST, read_manifest
 from feat.dataset import Share, batches_in_order, checked, epoch_order, pieces, workers_for
 from feat.files import UserError
 from feat.hrir import AZIMUTHS
-from feat.parallel import parallel_map
+from feat.parallel import parallel_map, progress
 from feat.rooms import AZIMUTHS_IN_ROOMS, RATE_HZ, simulate
 from feat.triplet_dataset import Files, audio_files
 
@@ -407,7 +407,8 @@ def head_bank(heads, sample_rate, parity=False):
     if have.any(axis=1).sum() < 3:
         raise UserError(f"{heads[0].path}: the listeners share fewer than three azimuths; take other listeners")
     responses = [
-        np.concatenate([head.responses(azimuth, sample_rate, sinc=parity) for azimuth in AZIMUTHS]) for head in heads
+        np.concatenate([head.responses(azimuth, sample_rate, sinc=parity) for azimuth in AZIMUTHS])
+        for head in progress(heads, "listeners")
     ]
     taps = min(len(row[0]) for row in responses)
     responses = np.stack([row[:, :taps] for row in responses]).astype(np.float32)

@@ -39,18 +39,17 @@ from absl import flags
 from feat import binaural, binaural_scenes, noises, rooms
 from feat.audio import FULL_SCALE, read_mono, read_stereo, resample, to_int16, wav_info, write_float, write_pcm16
 from feat.binaural_scenes import KINDS, Scene
-from feat.binaural_sets import NOISE_SIGNALS, SHORTEST, read_manifest, set_folder
+from feat.binaural_sets import NOISE_SIGNALS, SHORTEST, divide_talkers, read_manifest, set_folder
 from feat.files import UserError, make_writable_directory, require_free_bytes, run_script, write_text
 from feat.hrir import Head, find_heads, split_heads
 from feat.lists import SETS, source_names
 from feat.mixing import MODES, draw_sets, mix_sources
 from feat.mixture_tree import claim_folder, file_names, measure_level
 from feat.parallel import parallel_map
-from feat.rooms import Room, draw_room, simulate, time_name
-from feat.wsj0_mix import find_utterances, find_wsj0
+from feat.rooms import Room, simulate, time_name
+from feat.wsj0_mix import find_wsj0
 
 NOISE_FIELDS = ("same", "independent", "diffuse")
-ROOMS_PER_TIME = {"tr": 20, "cv": 10, "tt": 10}
 BYTES_PER_SAMPLE = {"PCM_16": 2, "FLOAT": 4}
 LEFT_OUT_SHOWN = 10
 
@@ -477,7 +476,7 @@ def _clipped(tree, known):
 def _drawn(values, tree):
     """({set: [Scene]}, settings) drawn from --corpus_root."""
     counts = {name: values[f"{name}_mixtures"].value for name in SETS}
-    utterances = find_utterances(tree.source_root, values.seed, dict(zip(SETS, (0.8, 0.1, 0.1))))
+    utterances = divide_talkers(tree.source_root, values.seed)
     utterances, samples_of = _long_enough(tree, utterances, values.num_workers)
     places = _places(values, tree, counts)
     lines_of_set = draw_sets(utterances, counts, tree.talkers, values.seed)
@@ -493,7 +492,7 @@ def _drawn(values, tree):
         "places": zlib.crc32(repr(places).encode()),
     }
     if tree.kind == "noise":
-        snr_db = _numbers(values, "snr_db", 2)
+        snr_db = ascending(values, "snr_db", 2)
         recordings = _recordings(values)
         for name in scenes:
             scenes[name] = binaural_scenes.add_drawn_noise(
@@ -572,15 +571,7 @@ def _places(values, tree, counts):
         print(f"{values.hrir}: {len(heads)} listeners, who are in all sets; three or more would be kept apart")
     if tree.kind != "reverb":
         return of_set
-    places = {}
-    for name in SETS:
-        rng = random.Random(f"{values.seed} {name} rooms")
-        places[name] = [
-            draw_room(f"{time_name(reverb_s)}-{name}{number:02d}", reverb_s, rng.choice(of_set[name]), values.seed)
-            for reverb_s in rooms.REVERB_TIMES[name]
-            for number in range(ROOMS_PER_TIME[name])
-        ]
-    return places
+    return {name: rooms.draw_rooms(name, of_set[name], values.seed) for name in SETS}
 
 
 def _recordings(values):
@@ -588,23 +579,33 @@ def _recordings(values):
     folder = values.noise_folder
     if not folder:
         return {name: {} for name in SETS}
-    if not os.path.isdir(folder):
-        raise UserError(f"{folder}: no such folder; check --noise_folder")
-    demand = {
-        name: [os.path.join(folder, room, binaural_scenes.DEMAND_CHANNEL) for room in places]
-        for name, places in binaural_scenes.DEMAND.items()
-    }
-    if all(os.path.exists(path) for paths in demand.values() for path in paths):
-        return {name: {path: _samples_16k(path) for path in paths} for name, paths in demand.items()}
     if values.metadata_folder:
-        absent = next(path for paths in demand.values() for path in paths if not os.path.exists(path))
-        raise UserError(f"{absent}: no such file; the published lists need DEMAND's rooms at 16 kHz")
+        absent = [path for paths in _demand(folder).values() for path in paths if not os.path.exists(path)]
+        if absent:
+            raise UserError(f"{absent[0]}: no such file; the published lists need DEMAND's rooms at 16 kHz")
     found = find_noise(folder, values.seed)
     return {name: {path: _samples_16k(path) for path in paths} for name, paths in found.items()}
 
 
+def _demand(folder):
+    """{set: [path]} that DEMAND's recordings would have."""
+    return {
+        name: [os.path.join(folder, room, binaural_scenes.DEMAND_CHANNEL) for room in places]
+        for name, places in binaural_scenes.DEMAND.items()
+    }
+
+
 def find_noise(folder, seed=0):
-    """{set: [path]} of recordings of noise: those of tr/, cv/ and tt/ if there are such folders, else 3 : 1 : 1."""
+    """{set: [path]} of recordings of noise: DEMAND's as published, those of tr/, cv/ and tt/, or else 3 : 1 : 1.
+
+    Raises:
+      UserError: there are none.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder}: no such folder; check --noise_folder")
+    demand = _demand(folder)
+    if all(os.path.exists(path) for paths in demand.values() for path in paths):
+        return demand
 
     def audio(below):
         return sorted(
@@ -665,7 +666,8 @@ def _checked_seconds(tree, path):
     return info.seconds if info.channels == 1 else f"{tree.source_path(path)}: {info.channels} channels, 1 is needed"
 
 
-def _numbers(values, name, count):
+def ascending(values, name, count):
+    """The `count` numbers of a list flag. Raises UserError if there are others, or they do not ascend."""
     try:
         numbers = [float(text) for text in values[name].value]
     except ValueError:

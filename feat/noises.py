@@ -1,6 +1,12 @@
 """Noise made here, for where there are no recordings of it."""
 
+import os
+import random
+
 import numpy as np
+
+from feat.audio import read_mono, resample, wav_info, write_pcm16
+from feat.parallel import progress
 
 KINDS = ("white", "pink", "speech_shaped", "modulated", "hum", "babble")
 BABBLERS = 8
@@ -37,6 +43,29 @@ def synthesise(kind, samples, sample_rate, rng, speech=()):
         tones = sum(np.sin(h * phase + rng.uniform(0, 6.3)) / h for h in harmonics)
         noise = tones + 0.3 * noise / np.std(noise)
     return noise / max(1e-9, np.sqrt(np.mean(noise**2)))
+
+
+def write_recordings(folder, speech, sample_rate, seed=0, per_kind=8, seconds=12):
+    """Writes KIND_NN.wav of every kind into a folder, those that are missing.
+
+    Args:
+      speech: paths of utterances, for babble.
+      sample_rate: Hz.
+
+    Returns:
+      [path].
+    """
+    paths = []
+    for name in progress([f"{kind}_{number:02d}" for kind in KINDS for number in range(per_kind)], "noise"):
+        paths.append(os.path.join(folder, name + ".wav"))
+        if os.path.exists(paths[-1]):
+            continue
+        chosen = random.Random(f"{seed} {name}").choices(speech, k=BABBLERS) if name.startswith("babble") else ()
+        chosen = [resample(read_mono(path), wav_info(path).sample_rate, sample_rate) for path in chosen]
+        rng = np.random.default_rng((seed, *name.encode()))
+        noise = synthesise(name.rsplit("_", 1)[0], seconds * sample_rate, sample_rate, rng, chosen)
+        write_pcm16(paths[-1], 0.9 * noise / np.abs(noise).max(), sample_rate)
+    return paths
 
 
 def _shape(kind, frequency):

@@ -15,6 +15,7 @@ from feat.hrir import AZIMUTHS, ELEVATIONS, SOUND_M_PER_S, Head
 # Seconds; no set has one of another.
 REVERB_TIMES = {"tr": (0.1, 0.2, 0.4, 0.7, 0.8), "cv": (0.5,), "tt": (0.3, 0.6, 0.9)}
 AZIMUTHS_IN_ROOMS = tuple(range(-90, 95, 5))
+ROOMS_PER_TIME = {"tr": 20, "cv": 10, "tt": 10}
 RATE_HZ = 16000  # of the responses
 HIGHEST_ORDER = 20
 EAR_HEIGHT_M = 1.5
@@ -57,6 +58,17 @@ def draw_room(name, reverb_s, head, seed):
     around = distance + MARGIN_M
     position = rng.uniform(around, size[0] - around), rng.uniform(around, size[1] - around), EAR_HEIGHT_M
     return Room(name, reverb_s, size, position, rng.uniform(0, 360), distance, head)
+
+
+def draw_rooms(set_name, heads, seed, per_time=None):
+    """[Room] of a set, of every reverberation time so many; `per_time` None: ROOMS_PER_TIME. Fewer are the first."""
+    rng = random.Random(f"{seed} {set_name} rooms")
+    drawn = []
+    for reverb_s in REVERB_TIMES[set_name]:
+        numbers = range(ROOMS_PER_TIME[set_name])
+        names = [f"{time_name(reverb_s)}-{set_name}{number:02d}" for number in numbers]
+        drawn += [draw_room(name, reverb_s, rng.choice(heads), seed) for name in names][:per_time]
+    return drawn
 
 
 def simulate(room, azimuth, seed=0):

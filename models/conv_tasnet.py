@@ -9,6 +9,7 @@ from keras import ops
 
 from models.conv import PointwiseConv, pointwise
 from models.norm import BatchNorm, ChannelNorm, CumulativeNorm, GlobalNorm, frame_statistics, value_count
+from models.spectral import fourier_filters
 
 PADDINGS = ("zeros", "reflect")
 NORMS = {"global": GlobalNorm, "channel": ChannelNorm, "batch": BatchNorm, "cumulative": CumulativeNorm}
@@ -550,3 +551,23 @@ def fit(waveforms, samples):
     batch, length = ops.shape(waveforms)
     waveforms = ops.pad(waveforms, ((0, 0), (0, ops.maximum(samples - length, 0))))
     return ops.slice(waveforms, (0, 0), (batch, samples))
+
+
+def start_as_fourier(encoder, decoder, hop):
+    """Gives filters the values of a short-time Fourier transform.
+
+    A filter is a sine or cosine under the root of a Hann window, or the negative of one, so that the rectified
+    filters hold the whole spectrum; bins are taken from the lowest up, four filters each, as far as the filters go.
+    Filters beyond the highest bin keep their values. With a hop of half the window, 2 * window filters then give the
+    signal back where the mask is 1.
+
+    Args:
+        encoder, decoder: variables [window, 1, filters].
+        hop: samples.
+    """
+    window, _, filters = encoder.shape
+    fourier = fourier_filters(window)[:, :filters]
+    for kernel, scale in ((encoder, 1.0), (decoder, hop / window)):
+        values = ops.convert_to_numpy(kernel).copy()
+        values[:, 0, : fourier.shape[1]] = scale * fourier
+        kernel.assign(values)

@@ -23,6 +23,7 @@ from models.conv_tasnet import (
     frames_below,
     normed_pointwise,
     side_by_side,
+    start_as_fourier,
     zero_behind,
 )
 from models.norm import ChannelNorm
@@ -285,6 +286,14 @@ class MimoTasnet(keras.Model):
         if self.wiring == "cross":
             total += (1 + samples // FEATURE_HOP) * self.inputs_projected * self.filters
         return int(total)
+
+    def start_as_fourier(self):
+        """Gives the filters of both ears the values of a short-time Fourier transform; training goes on from there.
+
+        See models.conv_tasnet.start_as_fourier.
+        """
+        for encoder, decoder in zip(self.encoders, self.decoders):
+            start_as_fourier(encoder, decoder, self.hop)
 
     # Parts --------------------------------------------------------------------------------------------
 

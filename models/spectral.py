@@ -43,6 +43,23 @@ def fourier_matrix(fft_size):
     return np.stack([spectra.real, spectra.imag], axis=-1).reshape(fft_size, -1)
 
 
+def fourier_filters(window):
+    """[window, 2 window] float32: under the root of a Hann window, every sine and cosine and their negatives.
+
+    Columns have unit norm; bins ascend.
+    """
+    time = np.arange(window)
+    root = np.sin(np.pi * (time + 0.5) / window)
+    columns = []
+    for bin_ in range(window // 2 + 1):
+        for wave in (np.cos, np.sin):
+            column = root * wave(2 * np.pi * bin_ * (time + 0.5) / window)
+            norm = np.linalg.norm(column)
+            if norm > 1e-6:
+                columns += [column / norm, -column / norm]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
 def inverse_fourier_matrix(fft_size):
     """[bins * 2, fft_size]: undoes `fourier_matrix`; the rows of the parts that `istft` ignores are 0."""
     bins = fft_size // 2 + 1

@@ -24,6 +24,7 @@ from models.conv_tasnet import (
     frame_count,
     frames_below,
     normed_pointwise,
+    start_as_fourier,
     zero_behind,
 )
 from models.norm import BatchNorm, ChannelNorm
@@ -282,19 +283,11 @@ class SpexPlus(keras.Model):
     def start_as_fourier(self):
         """Gives encoders and decoders the values of a short-time Fourier transform; training goes on from there.
 
-        A filter is a sine or cosine under the root of a Hann window, or the negative of one, so that the rectified
-        filters hold the whole spectrum; bins are taken from the lowest up, four filters each, as far as the filters
-        go. Filters beyond the highest bin keep their values. The short window with 2 * samples filters then gives the
-        mixture back where its mask is 1.
+        See models.conv_tasnet.start_as_fourier. The short window with 2 * samples filters then gives the mixture back
+        where its mask is 1.
         """
-        for (encoder, encoder_bias), (decoder, decoder_bias), window in zip(self.encoders, self.decoders, self.windows):
-            fourier = fourier_filters(window)[:, : self.filters]
-            kernel = ops.convert_to_numpy(encoder).copy()
-            kernel[:, 0, : fourier.shape[1]] = fourier
-            encoder.assign(kernel)
-            kernel = ops.convert_to_numpy(decoder).copy()
-            kernel[:, 0, : fourier.shape[1]] = fourier * self.hop / window
-            decoder.assign(kernel)
+        for (encoder, encoder_bias), (decoder, decoder_bias) in zip(self.encoders, self.decoders):
+            start_as_fourier(encoder, decoder, self.hop)
             for bias in (encoder_bias, decoder_bias):
                 bias.assign(np.zeros(bias.shape, np.float32))
 
@@ -401,23 +394,6 @@ class SpexPlus(keras.Model):
 
     def get_config(self):
         return {"name": self.name} | self.settings
-
-
-def fourier_filters(window):
-    """[window, 2 window] float32: under the root of a Hann window, every sine and cosine and their negatives.
-
-    Columns have unit norm; bins ascend.
-    """
-    time = np.arange(window)
-    root = np.sin(np.pi * (time + 0.5) / window)
-    columns = []
-    for bin_ in range(window // 2 + 1):
-        for wave in (np.cos, np.sin):
-            column = root * wave(2 * np.pi * bin_ * (time + 0.5) / window)
-            norm = np.linalg.norm(column)
-            if norm > 1e-6:
-                columns += [column / norm, -column / norm]
-    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def _size(layer):

@@ -23,11 +23,14 @@ from keras import ops
 from feat import binaural, binaural_dataset, dataset
 from feat.audio import read_stereo, resample, wav_info, write_pcm16
 from feat.augment import Augmentation
-from feat.binaural_sets import set_folder
+from feat.binaural_mix import ascending, find_noise
+from feat.binaural_sets import set_folder, training_talkers
 from feat.files import UserError, make_writable_directory, run_script, write_text
 from feat.hrir import find_heads, split_heads
+from feat.lists import rate_folder
+from feat.noises import write_recordings
 from feat.parallel import progress
-from feat.wsj0_mix import find_utterances
+from feat.rooms import draw_rooms
 from models import losses
 from models.conv_tasnet import NORMS
 from models.mimo_tasnet import FEATURES, MASKS, PROJECTIONS, WIRINGS, MimoTasnet
@@ -50,6 +53,7 @@ DEFAULTS = dict(clip_norm=5.0, cv_utterances=0)
 SIZE_FLAGS = dict(
     talkers="talkers",
     filters="n_filters",
+    window="window",
     bottleneck="n_bottle",
     units="n_units",
     dilations="n_blocks",
@@ -105,9 +109,13 @@ def define_flags():
     flags.DEFINE_bool("rand_shift", False, "every source moved by up to a second, around its ends, and mixed anew")
     flags.DEFINE_bool("wavedrop", False, "silences pieces of training mixtures, and takes narrow bands out of them")
     flags.DEFINE_bool("dynamic_mixing", False, "place and mix the utterances of --corpus_folder anew at every step")
-    flags.DEFINE_string("corpus_folder", "", "tr/ with a folder for every talker; for --dynamic_mixing")
+    flags.DEFINE_string("corpus_folder", "", "a folder for every talker, or tr/ of those; for --dynamic_mixing")
     flags.DEFINE_string("hrir", None, "listeners of --dynamic_mixing: CIPIC's wav edition, SOFA; default: spheres")
+    flags.DEFINE_string("noise_folder", "", "noise of --dynamic_mixing: DEMAND, or any recordings; default: made")
+    flags.DEFINE_list("snr_db", ["-2.5", "15"], "of --dynamic_mixing: dB of the first talker over the noise, range")
+    flags.DEFINE_integer("rooms", 4, "simulated rooms of --dynamic_mixing for each reverberation time", lower_bound=1)
     flags.DEFINE_integer("epoch_mixtures", 20000, "mixtures in an epoch of --dynamic_mixing", lower_bound=1)
+    flags.DEFINE_enum("filterbank", "random", ["random", "fourier"], "what encoders and decoders are before training")
     flags.DEFINE_bool("threshold_byloss", True, "training mixtures that are separated well enough do not count")
     flags.DEFINE_float("threshold", -30.0, "well enough: the loss, negative dB, is no higher")
     flags.DEFINE_float("loss_upper_lim", 999999.0, "a step with such a loss is skipped")
@@ -124,12 +132,13 @@ def define_model_flags():
     flags.DEFINE_enum("variant", "parallel", list(VARIANTS), "network and kind of mixtures")
     flags.DEFINE_integer("talkers", 2, "in every mixture", lower_bound=1)
     flags.DEFINE_integer("n_filters", 64, "of each encoder", lower_bound=1)
+    flags.DEFINE_integer("window", 16, "samples of a frame, an even number; the hop is half of it", lower_bound=2)
     flags.DEFINE_integer("n_bottle", 64, "channels between dilated blocks", lower_bound=1)
     flags.DEFINE_integer("n_units", 128, "channels of a dilated block", lower_bound=1)
     flags.DEFINE_integer("n_blocks", 8, "dilated blocks in a series", lower_bound=1)
     flags.DEFINE_integer("n_repeats", 4, "series of dilated blocks", lower_bound=1)
     flags.DEFINE_enum("norm", None, list(NORMS), "of the dilated blocks; default: global, channel where causal")
-    flags.DEFINE_bool("causal", False, "nothing of the future is used, but for the 2 ms of a frame")
+    flags.DEFINE_bool("causal", False, "nothing of the future is used, but for the frame of --window")
     flags.DEFINE_enum("mask", "relu", list(MASKS), "what makes masks")
     flags.DEFINE_list("features", ["ild"], f"what separators of cross see of the other ear: {', '.join(FEATURES)}")
     flags.DEFINE_enum("projection", None, list(PROJECTIONS), "of these features; default: trained, random in parity")
@@ -145,6 +154,8 @@ def settings_of_flags(parity):
     settings = {argument: FLAGS[flag].value for argument, flag in SIZE_FLAGS.items()}
     settings["norm"] = FLAGS.norm or ("channel" if FLAGS.causal else "global")
     settings["projection"] = FLAGS.projection or ("random" if parity else "trained")
+    if FLAGS.window % 2:
+        raise UserError(f"--window {FLAGS.window}: should be an even number of samples")
     unknown = set(FLAGS.features) - set(FEATURES)
     if unknown or not FLAGS.features:
         raise UserError(f"--features {','.join(FLAGS.features)}: should be some of {', '.join(FEATURES)}")
@@ -187,12 +198,42 @@ def model_settings(source=""):
     return settings | {name: value for name, value in stored.items() if name != "parity"}
 
 
+def folder_of(set_name):
+    """Folder of a set below --data_folder."""
+    folder = os.path.join(FLAGS.data_folder, set_name)
+    if os.path.isdir(folder):
+        return folder
+    return set_folder(FLAGS.data_folder, kind_of_mixtures(), set_name, FLAGS.sample_rate, FLAGS.mode)
+
+
 def read_set(set_name, talkers):
     """feat.binaural_dataset.BinauralSet of a set below --data_folder."""
-    folder = os.path.join(FLAGS.data_folder, set_name)
-    if not os.path.isdir(folder):
-        folder = set_folder(FLAGS.data_folder, kind_of_mixtures(), set_name, FLAGS.sample_rate, FLAGS.mode)
-    return binaural_dataset.binaural_set(folder, FLAGS.sample_rate, talkers)
+    return binaural_dataset.binaural_set(folder_of(set_name), FLAGS.sample_rate, talkers)
+
+
+def training_pool(talkers):
+    """feat.binaural_dataset.BinauralPool of --corpus_folder: talkers, listeners, rooms and noise of tr alone.
+
+    All are divided as for the sets of --data_folder, by the seed that these were drawn with.
+
+    Raises:
+        UserError: see feat.binaural_sets.training_talkers.
+    """
+    utterances, seed = training_talkers(FLAGS.corpus_folder, [folder_of("cv"), folder_of("tt")], FLAGS.seed)
+    rate, kind = FLAGS.sample_rate, kind_of_mixtures()
+    heads = split_heads(find_heads(FLAGS.hrir, seed), seed)["tr"]
+    if kind == "reverb":
+        bank = binaural_dataset.room_bank(draw_rooms("tr", heads, seed, FLAGS.rooms), rate, seed)
+    else:
+        bank = binaural_dataset.head_bank(heads, rate, FLAGS.parity)
+    noise = []
+    if kind == "noise" and FLAGS.noise_folder:
+        noise = find_noise(FLAGS.noise_folder, seed)["tr"]
+    elif kind == "noise":
+        speech = [os.path.join(FLAGS.corpus_folder, path) for paths in utterances.values() for path in paths]
+        folder = os.path.join(FLAGS.data_folder, "made_noise", rate_folder(rate), "tr")
+        noise = write_recordings(folder, speech, rate, seed)
+    return binaural_dataset.binaural_pool(FLAGS.corpus_folder, utterances, bank, rate, talkers, noise)
 
 
 class TrainingData:
@@ -226,13 +267,8 @@ class TrainingData:
         if FLAGS.dynamic_mixing:
             if not FLAGS.corpus_folder or not self.segment:
                 raise UserError("--dynamic_mixing needs --corpus_folder, and --segment_seconds above 0")
-            if VARIANTS[FLAGS.variant][1]:
-                raise UserError(f"--dynamic_mixing: not of --variant {FLAGS.variant}; take parallel")
-            # The division of feat/binaural_mix.py.
-            utterances = find_utterances(FLAGS.corpus_folder, FLAGS.seed, {"tr": 0.6, "cv": 0.2, "tt": 0.2})["tr"]
-            heads = split_heads(find_heads(FLAGS.hrir, FLAGS.seed), FLAGS.seed)["tr"]
-            bank = binaural_dataset.head_bank(heads, rate, FLAGS.parity)
-            self.pool = binaural_dataset.binaural_pool(FLAGS.corpus_folder, utterances, bank, rate, model.talkers)
+            self.snr_db = ascending(FLAGS, "snr_db", 2)
+            self.pool = training_pool(model.talkers)
             self.examples = FLAGS.epoch_mixtures
         else:
             self.training = read_set("tr", model.talkers)
@@ -249,7 +285,9 @@ class TrainingData:
         options = dict(seed=FLAGS.seed, epoch=epoch, skip=skip, augmentation=self.augmentation, share=share)
         size = FLAGS.batch_size
         if self.pool is not None:
-            return binaural_dataset.mixed_batches(self.pool, size, self.examples // size, self.segment, **options)
+            return binaural_dataset.mixed_batches(
+                self.pool, size, self.examples // size, self.segment, snr_db=self.snr_db, **options
+            )
         return binaural_dataset.training_batches(self.training, size, segment_samples=self.segment, **options)
 
     def validation_batches(self, share=dataset.Share()):
@@ -287,6 +325,8 @@ def train_model():
     with strategy.scope():
         train.seed_everything(FLAGS.seed)
         model = MimoTasnet(**model_settings(FLAGS.resume_model or FLAGS.load) | {"seed": FLAGS.seed})
+        if FLAGS.filterbank == "fourier":
+            model.start_as_fourier()
         optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate)
     data = TrainingData(model, -(-FLAGS.batch_size // strategy.num_replicas_in_sync))
     epochs = train.epochs_from_flags(data.examples, whole=True)

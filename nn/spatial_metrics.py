@@ -14,6 +14,7 @@ import io
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.fft import next_fast_len
 from scipy.optimize import linear_sum_assignment
 
 LONGEST_US = 1000.0  # a head is 0.7 ms wide
@@ -56,7 +57,7 @@ def time_difference(ears: ArrayLike, sample_rate: int, longest_us: float = LONGE
     ears = np.asarray(ears, np.float64)
     if not np.isfinite(ears).all() or not np.any(ears, axis=0).all():
         return float("nan")
-    size = 2 * len(ears)
+    size = next_fast_len(2 * len(ears), real=True)
     left, right = np.fft.rfft(ears, size, axis=0).T
     cross = left * np.conj(right)
     magnitude = np.abs(cross)

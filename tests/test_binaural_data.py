@@ -22,7 +22,7 @@ from speech import assert_same_batches, listed, refuse, succeed, voice
 from feat import augment, binaural, binaural_dataset, binaural_mix, binaural_scenes, dataset, hrir, noises, rooms
 from feat.audio import read_mono, read_stereo, resample, write_float, write_pcm16
 from feat.augment import Augmentation
-from feat.binaural_sets import read_manifest, set_folder
+from feat.binaural_sets import read_manifest, set_folder, training_talkers
 from feat.files import UserError
 from feat.lists import SETS
 from feat.mixture_tree import measure_level
@@ -631,6 +631,43 @@ def test_dynamic_mixtures_are_those_of_the_reference_arithmetic(taps, lead):
     )
     assert power_db(images[0]) - power_db(noise) == pytest.approx(6, abs=0.01)
     assert np.abs(np.sum(images, axis=0) + noise).max() <= 0.9001
+
+
+def test_dynamic_mixing_trains_on_no_talker_of_the_other_sets(tmp_path):
+    """Whatever the seed of the training; a corpus that talkers were added to since is divided in another way."""
+
+    def say(talkers):
+        for talker in talkers:
+            write_pcm16(tmp_path / "talkers" / talker / f"{talker}-0.wav", voice(int(talker[1:]), 0, 0.2), RATE)
+
+    say(f"t{number}" for number in range(20))
+    succeed(tmp_path, SCRIPT, **flags_for(
+        tmp_path / "talkers", tmp_path, sets="cv,tt", cv_mixtures=1, tt_mixtures=1, seed=5, num_workers=1
+    ))  # fmt: skip
+    folders = [set_folder(tmp_path, "2speakers", name) for name in ("cv", "tt")]
+    heard = {row[f"s{c}_source"].split("/")[0] for folder in folders for row in read_manifest(folder) for c in (1, 2)}
+    talkers, seed = training_talkers(tmp_path / "talkers", folders, 1)
+    assert len(talkers) == 16 and len(heard) == 4 and not heard & set(talkers) and seed == 5
+    say(f"s{number}" for number in range(20))
+    with pytest.raises(UserError, match="2speakers.*of it would be trained on too"):
+        training_talkers(tmp_path / "talkers", folders, 1)
+
+
+def test_noise_and_rooms_made_for_dynamic_mixing(corpus, tmp_path):
+    speech = [str(path) for path in sorted((corpus / "tr").rglob("*.wav"))]
+    paths = noises.write_recordings(str(tmp_path), speech, RATE, per_kind=1, seconds=1)
+    first = contents(tmp_path)
+    os.remove(paths[-1])
+    assert noises.write_recordings(str(tmp_path), speech, RATE, per_kind=1, seconds=1) == paths
+    assert contents(tmp_path) == first and len(first) == len(noises.KINDS)
+    for path in paths:
+        samples = soundfile.read(path)[0]
+        assert samples.shape == (RATE,) and np.abs(samples).max() == pytest.approx(0.9, abs=1e-3)
+    heads = list(hrir.find_heads().values())
+    all_rooms = rooms.draw_rooms("tr", heads, 0)
+    few = rooms.draw_rooms("tr", heads, 0, per_time=2)
+    assert set(few) < set(all_rooms) and len(few) == 2 * len(rooms.REVERB_TIMES["tr"])
+    assert [room.reverb_s for room in few] == [t for t in rooms.REVERB_TIMES["tr"] for _ in range(2)]
 
 
 def test_dynamic_mixing_in_rooms_and_with_noise(corpus, tmp_path):

@@ -136,6 +136,16 @@ def test_any_number_of_talkers_and_inputs_that_cannot_be_used():
         model(heard[..., :1])
 
 
+def test_fourier_start_gives_the_mixture_back_where_masks_are_one():
+    settings = dict(wiring="independent", mask="sigmoid", window=32, filters=64)
+    model = make_model(**settings)
+    model.start_as_fourier()
+    for separator in model.separators:
+        separator.mask_conv.kernel.assign(0 * separator.mask_conv.kernel)
+    heard = mixture(0, 2000)[None]
+    np.testing.assert_allclose(model(heard)[0, :, 32:1900], np.stack(2 * [0.5 * heard[0, 32:1900]]), atol=1e-5)
+
+
 # Scores -------------------------------------------------------------------------------------------
 
 

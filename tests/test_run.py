@@ -49,6 +49,21 @@ def test_spex_plus(repository):
     assert "SI-SDRi" in done.stdout
 
 
+def test_binaural(repository):
+    sizes = {"tr_talkers": 3, "cv_talkers": 3, "tt_talkers": 3, "utterances_per_talker": 1, "cv_mixtures": 1}
+    sizes |= {"tt_mixtures": 2, "n_filters": 8, "n_bottle": 6, "n_units": 8, "n_blocks": 1, "n_repeats": 1}
+    sizes |= {"talkers": 3, "epoch": 1, "epoch_mixtures": 4, "segment_seconds": 0.5, "num_workers": 1, "pictures": 0}
+    done = run(repository, "binaural", "--exp_name", "ears", **sizes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = dict(line.rsplit("  ", 1) for line in done.stdout.splitlines() if "exp/ears" in line and "  " in line)
+    said = {name.strip(): path.split()[-1] for name, path in said.items()}
+    # Of either mixture itself, three talkers and three estimates.
+    assert len(list((repository / said["separated wavs"]).glob("*.wav"))) == 14
+    for what in ("TensorBoard logs", "scores"):
+        assert any((repository / said[what]).iterdir())
+    assert "SNRi (dB)" in done.stdout and "Delta ITD (us)" in done.stdout
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -57,6 +72,7 @@ def test_spex_plus(repository):
         (["spex_plus", "--preset", "large"], "--preset large: there are small and original"),
         (["deep_casa", "--n_blocks", "3"], "--n_blocks: no script of the pipeline has this flag"),
         (["deep_casa", "stray"], "stray: unexpected"),
+        (["binaural", "--kind", "noise", "--talkers", "3"], "--kind noise does not go with --talkers 3"),
         (["separate"], "usage: ./run.sh deep_casa"),
     ],
 )
