@@ -217,7 +217,7 @@ spex_plus() {
       train_flags=(--filterbank=fourier --windows_ms=16,24,32 --n_bottle=64 --n_units=128 --n_blocks=6 --n_repeats=2
         --embedding_dim=64 --n_speaker_units=64 --l2=0 --lr_schedule=cosine --learning_rate=3e-3 --clip_norm=5
         --batch_size=4 --segment_seconds=2 --enrolment_seconds=3 --keep_checkpoints=2)
-      mixing=(--both_talkers --snr_db=-5,5 --epoch=8 --epoch_mixtures=3000)
+      mixing=(--both_talkers --snr_db=-5,5 --epoch=8 --epoch_mixtures=2000)
       ;;
     original) variant=$(value_of variant seed) ;; # the scripts' own defaults
     *) fail "--preset $preset: there are small and original" ;;
