@@ -121,6 +121,18 @@ script() {
   .venv/bin/python "$path" "${chosen[@]}"
 }
 
+# Synthesises single talkers at $rate below $data, with flags, unless $1 says what was given instead.
+make_talkers() {
+  local given_instead=$1
+  shift
+  if [ -z "$given_instead" ]; then
+    script all feat/voices.py --corpus_folder="$data/talkers" --sample_rate="$rate" "$@" \
+      --tr_mixtures=0 --cv_mixtures=0 --tt_mixtures=0
+  else
+    echo "$given_instead: given, nothing to make"
+  fi
+}
+
 deep_casa() {
   local preset stage stop_stage time_stamp given user_flags
   read_flags "data_folder wav_list_folder" "is_deploy resume_model simul_model" "simul seq" \
@@ -238,12 +250,7 @@ spex_plus() {
   install corpus
   local start=$SECONDS
   if run_stage 1 "talkers"; then
-    if [ -z "$own_data$own_talkers" ]; then
-      script all feat/voices.py --corpus_folder="$data/talkers" --sample_rate="$rate" "${voices_flags[@]}" \
-        --tr_mixtures=0 --cv_mixtures=0 --tt_mixtures=0
-    else
-      echo "${own_talkers:-$data}: given, nothing to make"
-    fi
+    make_talkers "${own_talkers:-$own_data}" "${voices_flags[@]}"
   fi
   if run_stage 2 "triplets"; then
     if [ -z "$own_data" ]; then
@@ -335,12 +342,7 @@ binaural() {
   fi
   local start=$SECONDS
   if run_stage 1 "talkers"; then
-    if [ -z "$own_data$own_talkers$published" ]; then
-      script all feat/voices.py --corpus_folder="$data/talkers" --sample_rate="$rate" "${voices_flags[@]}" \
-        --tr_mixtures=0 --cv_mixtures=0 --tt_mixtures=0
-    else
-      echo "${published:-${own_talkers:-$data}}: given, nothing to make"
-    fi
+    make_talkers "${published:-${own_talkers:-$own_data}}" "${voices_flags[@]}"
   fi
   if run_stage 2 "binaural mixtures"; then
     if [ -z "$own_data" ]; then

@@ -31,10 +31,8 @@ class Binaural:
         self.source = checkpoints["mimo_tasnet"]
         config = checkpoint.read_config(self.source)
         if config is None:
-            reader = checkpoint.open_reader(self.source)
-            if not hasattr(reader, "settings"):
-                raise UserError(f"{self.source}: no config.json beside it; put it back, or give another checkpoint")
-            config = {"model": reader.settings(), "sample_rate": REFERENCE_RATE}
+            settings, _ = checkpoint.foreign_settings(self.source, "mimo_tasnet")
+            config = {"model": settings, "sample_rate": REFERENCE_RATE}
         self.model = MimoTasnet(**config["model"])
         checkpoint.load_for_inference(self.source, "mimo_tasnet", self.model)
         self.sample_rate = config["sample_rate"]
@@ -85,4 +83,4 @@ class Binaural:
 
     def live(self, stream, blocks):
         """Yields the talkers, [talkers, 2, some samples], of blocks [2, samples] as they come."""
-        return stream_through(stream, blocks)
+        return (talkers for talkers, _ in stream_through(stream, blocks))

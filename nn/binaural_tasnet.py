@@ -176,10 +176,7 @@ def model_settings(source=""):
         return settings
     config = checkpoint.read_config(source)
     if config is None:
-        reader = checkpoint.open_reader(source)
-        if reader.system != "mimo_tasnet" or not hasattr(reader, "settings"):
-            raise UserError(f"{source}: no config.json beside it; put it back, or give a checkpoint that has one")
-        stored = reader.settings()
+        stored, _ = checkpoint.foreign_settings(source, "mimo_tasnet")
         if settings["wiring"] == "cross" and stored["wiring"] == "parallel":
             stored["wiring"] = "cross"  # the same weights
             if settings["projection"] != "random":

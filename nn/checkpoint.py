@@ -102,6 +102,18 @@ def read_config(prefix):
         raise UserError(f"{path}: not JSON ({error}); restore it or train again") from error
 
 
+def foreign_settings(source, system):
+    """(constructor arguments, reader) of a checkpoint of another implementation, which tells them itself.
+
+    Raises:
+        UserError: it tells none, or is of another system.
+    """
+    reader = open_reader(source)
+    if reader.system != system or not hasattr(reader, "settings"):
+        raise UserError(f"{source}: no config.json beside it; put it back, or give a checkpoint that has one")
+    return reader.settings(), reader
+
+
 def mark_best(prefix):
     """Lets the file `best` beside a checkpoint name it."""
     folder, name = os.path.split(prefix)

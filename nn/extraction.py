@@ -8,7 +8,7 @@ The network is used to the levels of its training, and loses much at others. con
 what is extracted from, and by, is brought there first.
 """
 
-import functools
+import collections
 import os
 
 import numpy as np
@@ -20,7 +20,7 @@ from models.spex_plus import BRANCHES, SAMPLE_RATES, SpexPlus
 from models.streaming_tasnet import StreamingExtractor
 from nn import checkpoint
 from nn.presence import read_threshold
-from nn.streams import RunningGain, compile_step, extract_stream
+from nn.streams import compile_step
 from nn.windows import join
 
 LEVELS = ("projection", "peak", "none")
@@ -37,10 +37,8 @@ def stored_settings(source):
     config = checkpoint.read_config(source)
     if config:
         return config["model"], config
-    reader = checkpoint.open_reader(source)
-    if not hasattr(reader, "settings"):
-        raise UserError(f"{source}: no config.json beside it; put it back, or give a checkpoint that has one")
-    return reader.settings(), {"variant": reader.variant, "sample_rate": SAMPLE_RATES[reader.variant]}
+    settings, reader = checkpoint.foreign_settings(source, "spex_plus")
+    return settings, {"variant": reader.variant, "sample_rate": SAMPLE_RATES[reader.variant]}
 
 
 class Level:
@@ -219,6 +217,43 @@ class Extractor:
         return self(batch["mixture"][0].numpy(), self.embed(batch["enrolment"][0].numpy()))
 
 
+class RunningLevel:
+    """Scales an estimate to the share that it has in the mixture, by least squares over all samples up to each."""
+
+    def __init__(self):
+        self.shared = self.energy = 0.0
+
+    def __call__(self, estimate, mixture):
+        """The next samples of both, [samples] -> [samples]."""
+        shared = self.shared + np.cumsum(np.multiply(mixture, estimate, dtype=np.float64))
+        energy = self.energy + np.cumsum(np.square(estimate, dtype=np.float64))
+        if len(estimate):
+            self.shared, self.energy = shared[-1], energy[-1]
+        return (shared / np.maximum(energy, 1e-12) * estimate).astype(np.float32)
+
+
+class RunningGain:
+    """What brings a recording to the level of training, by its frames up to the end of each block.
+
+    Args:
+        extractor: Extractor.
+        frames: how many of the last frames count.
+    """
+
+    def __init__(self, extractor, frames=6000):
+        self.extractor = extractor
+        self.powers = collections.deque(maxlen=frames)
+        self.rest = np.zeros(0, np.float32)
+
+    def __call__(self, block):
+        samples = np.concatenate([self.rest, block])
+        whole = len(samples) // self.extractor.frame * self.extractor.frame
+        self.rest = samples[whole:]
+        if whole:
+            self.powers.extend(frame_powers(samples[:whole], self.extractor.frame))
+        return self.extractor.gain("mixture", np.array(self.powers))
+
+
 class TargetTalker:
     """SpEx+ as a system of nn.systems: the talker of an enrolment in recordings of any length.
 
@@ -338,5 +373,12 @@ class TargetTalker:
         return StreamingExtractor(self.extractor.model, enrolment, compile_step)
 
     def live(self, stream, blocks):
-        """Yields the talker, [1, some samples], of blocks [samples] as they come."""
-        return extract_stream(stream, blocks, RunningGain(functools.partial(self.extractor.gain, "mixture"), self.extractor.frame))
+        """Yields the talker, [1, some samples], of blocks [samples] as they come, as loud as in the mixture so far."""
+        level, gain, waiting = RunningLevel(), RunningGain(self.extractor), np.zeros(0, np.float32)
+        for block in blocks:
+            waiting = np.concatenate([waiting, block])
+            (talker,) = stream.step(gain(block) * block)
+            yield level(talker, waiting[: len(talker)])[None]
+            waiting = waiting[len(talker) :]
+        (talker,) = stream.flush()
+        yield level(talker, waiting)[None]

@@ -40,7 +40,7 @@ from models.streaming import StreamingSeparator
 from nn import checkpoint, clustering
 from nn.binaural import Binaural
 from nn.extraction import TargetTalker
-from nn.streams import add_up, compile_step, separate_stream
+from nn.streams import add_up, compile_step, stream_through
 from nn.windows import join, piece
 
 
@@ -105,7 +105,7 @@ class DeepCasa:
 
     def live(self, stream, blocks):
         """Yields the talkers, [talkers, some samples], of blocks [samples] as they come; they sum to the recording."""
-        return separate_stream(stream, blocks)
+        return (add_up(talkers, mixture) for talkers, mixture in stream_through(stream, blocks))
 
     @staticmethod
     def _config(prefix):
