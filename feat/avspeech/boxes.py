@@ -92,15 +92,13 @@ def crop(frame, box, size, margin=0.0):
 
 
 def largest_face(frames):
-    """(x, y) as fractions of the middle of the largest face in frames; None if there is none."""
-    from feat.avspeech.detector import Detector
+    """(x, y), as fractions, of the middle of the largest face in the first of `frames` that has one; None if none has."""
+    from feat.avspeech.detector import made_detector
 
-    detector, best = Detector(), (0.0, None)
     for frame in frames:
-        found = detector([frame])[0].boxes
+        found = made_detector()(frame).boxes
         if len(found):
             height, width = frame.shape[:2]
-            box = found[np.argmax(areas(found))]
-            best = max(best, (areas(box)[0], ((box[0] + box[2]) / 2 / width, (box[1] + box[3]) / 2 / height)))
-            break
-    return best[1]
+            x1, y1, x2, y2 = found[0]
+            return (x1 + x2) / 2 / width, (y1 + y2) / 2 / height
+    return None

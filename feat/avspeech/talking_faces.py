@@ -329,7 +329,7 @@ def single(talker, sex, samples, seed=0):
     """The cast of one talker for `write_talking`."""
     rng = random.Random(f"{seed} place {talker}")
     opening, width = mouth_of_sound(samples)
-    scale = rng.uniform(0.85, 1.15)
+    scale = rng.uniform(0.72, 0.95)
     centre = (WIDTH / 2 + rng.uniform(-50, 50), HEIGHT / 2 + rng.uniform(-18, 8))
     return [dict(look=draw_look(talker, sex), opening=opening, width=width, centre=centre, scale=scale)]
 
