@@ -109,10 +109,10 @@ def read(path):
     """
     folder = find_folder(path) if os.path.isdir(path) else None
     if folder is None:
-        reader = ArrayReader(path, _tensors(path))
+        reader = ArrayReader(path, tensors(path))
     else:
         files = {part: os.path.join(folder, part + ".ckpt") for part in PARTS}
-        arrays = {f"{part}.{name}": x for part, file in files.items() for name, x in _tensors(file).items()}
+        arrays = {f"{part}.{name}": x for part, file in files.items() for name, x in tensors(file).items()}
         reader = ArrayReader(folder, arrays)
     if reader.variant is None:
         raise UserError(
@@ -122,8 +122,12 @@ def read(path):
     return reader
 
 
-def _tensors(path):
-    """{name: array} of a file."""
+def tensors(path):
+    """{name: array} of a file that torch.save wrote, in PyTorch's layout.
+
+    Raises:
+        UserError: torch is missing, or the file cannot be read.
+    """
     try:
         import torch
     except ImportError as error:
