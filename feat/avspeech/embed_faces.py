@@ -133,7 +133,7 @@ def embed_clip(job):
         if not wanted:
             return parts - len(bad), []
         embedder = _made(stage.embedder)
-        crops = follow_point(stage, path, info, embedder.crop_size, embedder.margin)
+        crops = follow_point(stage, path, info, embedder)
         missing = {}
         for k in wanted:
             piece = crops[k * PART_FRAMES : (k + 1) * PART_FRAMES]
@@ -152,17 +152,17 @@ def embed_clip(job):
     return parts - len(missing) - len(bad), problems
 
 
-def follow_point(stage, path, info, size, margin=0.0):
+def follow_point(stage, path, info, embedder):
     """Crops of the face at the point of a clip.
 
     Args:
       stage: FaceStage.
       path: of the clip.
       info: its VideoInfo.
-      size, margin: see `boxes.crop`.
+      embedder: see feat/avspeech/embedders.py.
 
     Returns:
-      [frames] of uint8 [size, size, 3], or None where the face is missing.
+      [frames] of uint8 [crop_size, crop_size, 3], or None where the face is missing.
 
     Raises:
       UserError: it has no such face, or several and no point, or a too small one; or cannot be read to its end.
@@ -179,7 +179,7 @@ def follow_point(stage, path, info, size, margin=0.0):
         if stage.parity or chosen not in found:
             chosen = _choose(found, point, first=stage.parity) if found else chosen
         box = found.get(chosen)
-        crops.append(None if box is None else boxes.crop(frame, box, size, margin))
+        crops.append(None if box is None else embedders.crop_for(embedder, frame, box))
         if box is not None:
             sides.append(min(box[2] - box[0], box[3] - box[1]))
     if not faces:

@@ -4,7 +4,8 @@ An embedder has
 
     name, size            of what it gives, such as "mouth", 128
     standardised          whether it sees pixels as it was trained for
-    crop_size, margin     pixels of the crops' sides; share of the box that they show around it on every side
+    crop_size, margin, square   pixels of the crops' sides; share of the box that they show around it on every side;
+                          whether the box is widened to a square first, which keeps the face's proportions
     frames(crops)         uint8 [n, crop_size, crop_size, 3] RGB -> float32 [n, any]
     finish(values, present)   [T, any] of a whole clip, zeros where not present -> float32 [T, size]
     missing_is_black      whether a frame without the face gets what a black square gives, instead of zeros
@@ -17,6 +18,7 @@ import os
 
 import numpy as np
 
+from feat.avspeech import boxes
 from feat.files import UserError, atomic_path, write_text
 
 CARD = "embedder.json"
@@ -35,6 +37,7 @@ class Mouth:
     size = 128
     crop_size = 64
     margin = 0.0
+    square = False
     standardised = True
     missing_is_black = False
     _rows = slice(32, 64)
@@ -75,29 +78,29 @@ class Dlib:
     size = 128
     crop_size = 200
     margin = 0.25
+    square = True
     standardised = True
     missing_is_black = False
 
     def __init__(self):
         try:
             import dlib
-            import face_recognition_models
+            import face_recognition_models as models
         except ImportError as error:
             raise UserError(
-                f'--embedder dlib: {error.name} is not installed; get it with: pip install -e ".[dlib]"'
+                f'--embedder dlib: {error.name} is not installed; get it with: pip install -e ".[video]"'
             ) from error
-        self._network = dlib.face_recognition_model_v1(face_recognition_models.face_recognition_model_location())
-        self._points = dlib.shape_predictor(face_recognition_models.pose_predictor_five_point_model_location())
+        self._network = dlib.face_recognition_model_v1(models.face_recognition_model_location())
+        self._points = dlib.shape_predictor(models.pose_predictor_five_point_model_location())
         self._box = dlib.rectangle
         self._chip = dlib.get_face_chip
 
     def frames(self, crops):
         if not len(crops):
             return np.zeros((0, self.size), np.float32)
-        chips = []
-        for crop in crops:
-            shape = self._points(crop, self._box(0, 0, self.crop_size - 1, self.crop_size - 1))
-            chips.append(self._chip(crop, shape, size=self.crop_size))
+        edge = round(self.crop_size * self.margin / (1 + 2 * self.margin))
+        face = self._box(edge, edge, self.crop_size - 1 - edge, self.crop_size - 1 - edge)
+        chips = [self._chip(crop, self._points(crop, face), size=150) for crop in np.ascontiguousarray(crops)]
         return np.array(self._network.compute_face_descriptor(chips), np.float32).reshape(len(crops), self.size)
 
     def finish(self, values, present):
@@ -105,6 +108,11 @@ class Dlib:
 
 
 EMBEDDERS = {"mouth": Mouth, "dlib": Dlib}
+
+
+def crop_for(embedder, frame, box):
+    """The crop of a face as an embedder wants it; None where nothing of the box is in the frame."""
+    return boxes.crop(frame, box, embedder.crop_size, embedder.margin, embedder.square)
 
 
 def embed(embedder, crops):

@@ -57,7 +57,7 @@ class _Piece:
         self.look += 0 if small is None else small / 255
         if boxes.areas(box)[0] > 1.1 * self.largest:
             self.largest = boxes.areas(box)[0]
-            self.thumbnail = boxes.crop(frame, box, THUMBNAIL, 0.25)
+            self.thumbnail = boxes.crop(frame, box, THUMBNAIL, 0.25, square=True)
 
     @property
     def mean_look(self):
@@ -94,7 +94,7 @@ def find_tracks(path, embedder, detector="mtcnn", *, most=None, shortest_s=0.5):
     for n, (frame, found) in enumerate(frames):
         count = n + 1
         for number, box in found.items():
-            crop = boxes.crop(frame, box, embedder.crop_size, embedder.margin)
+            crop = embedders.crop_for(embedder, frame, box)
             if crop is not None:
                 piece = pieces.setdefault(number, _Piece())
                 piece.add(n, frame, box)
