@@ -16,7 +16,6 @@ are left alone.
 import glob
 import os
 import shlex
-import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -79,21 +78,21 @@ def crop_list(path, cropping, first=0, last=None, num_workers=0):
 def crop_segment(job):
     """Makes the clip of (Cropping, Segment, stem) unless it is there. Gives None, or a Problem."""
     cropping, segment, stem = job
-    downloaded = None
     try:
         if _is_there(cropping, segment, stem):
             return None
         source = find_video(cropping, segment)
-        if source is None:
-            source = downloaded = _download(cropping, segment)
-        _crop(cropping, segment, stem, source)
+        if source is not None:
+            _crop(cropping, segment, stem, source)
+        elif cropping.keep_downloads:
+            _crop(cropping, segment, stem, _download(cropping, segment, cropping.video_folder))
+        else:
+            with tempfile.TemporaryDirectory(prefix=".download-", dir=cropping.data_folder) as folder:
+                _crop(cropping, segment, stem, _download(cropping, segment, folder))
         return None
     except UserError as error:
         reason = str(error).removeprefix(f"{cropping.video_folder}{os.sep}")
         return Problem(stem or segment.video, f"row {segment.row}: {reason}")
-    finally:
-        if downloaded and not cropping.keep_downloads:
-            shutil.rmtree(os.path.dirname(downloaded), ignore_errors=True)
 
 
 def find_video(cropping, segment):
@@ -118,16 +117,12 @@ def _unplaced(cropping, segment):
     return os.path.join(cropping.data_folder, name)
 
 
-def _download(cropping, segment):
-    """Has the user's own command fetch a video; gives its path."""
+def _download(cropping, segment, folder):
+    """Has the user's own command fetch a video into a folder; gives its path."""
     if not cropping.downloader:
         raise UserError(f"{segment.video}: not in {cropping.video_folder}; put it there, or give --downloader")
-    if cropping.keep_downloads:
-        folder = cropping.video_folder
-        os.makedirs(folder, exist_ok=True)
-    else:
-        folder = tempfile.mkdtemp(prefix=".download-", dir=cropping.data_folder)
     output = os.path.join(folder, segment.video + ".mp4")
+    os.makedirs(os.path.dirname(output), exist_ok=True)
     values = dict(id=segment.video, output=output, start=segment.start or 0, end=segment.end or "")
     try:
         command = [word.format(**values) for word in shlex.split(cropping.downloader)]
