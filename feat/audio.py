@@ -141,12 +141,12 @@ def write_pcm16(path, samples, sample_rate):
             samples = to_int16(samples)
         except ValueError as error:
             raise UserError(f"{path}: not written, {error}; scale the signal down") from error
-    _write_wav(path, samples, sample_rate, "PCM_16")
+    write_wav(path, samples, sample_rate, "PCM_16")
 
 
 def write_float(path, samples, sample_rate):
     """Writes a wav of 32-bit floats, whole or not at all; `samples`: [samples] or [samples, channels]."""
-    _write_wav(path, np.asarray(samples, np.float32), sample_rate, "FLOAT")
+    write_wav(path, np.asarray(samples, np.float32), sample_rate, "FLOAT")
 
 
 def read_blocks(path, channel=None, seconds=10.0):
@@ -243,7 +243,8 @@ def resample_sinc(samples, from_hz, to_hz, zero_crossings=6, rolloff=0.99):
     return resample_poly(samples.astype(np.float64), up, down, window=taps / up).astype(samples.dtype)
 
 
-def _write_wav(path, samples, sample_rate, subtype):
+def write_wav(path, samples, sample_rate, subtype):
+    """Writes a wav of a sample format that libsndfile names so, whole or not at all; integers are clipped."""
     # Through memory, because of a full disk soundfile says "system error" and the file system says which.
     wav = io.BytesIO()
     soundfile.write(wav, samples, sample_rate, subtype=subtype, format="WAV")

@@ -24,6 +24,7 @@ class Binaural:
     CHECKPOINTS = ("mimo_tasnet",)
     OPTIONS = ()
     ENROLMENT = False
+    FACES = False
     CHANNELS = len(EARS)
     LATENCY = "window"
 

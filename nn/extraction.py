@@ -275,6 +275,7 @@ class TargetTalker:
     CHECKPOINTS = ("spex_plus",)
     OPTIONS = ("level", "reject", "threshold")
     ENROLMENT = True
+    FACES = False
     CHANNELS = None
     talkers = 1
     LATENCY = "long window"

@@ -2,10 +2,12 @@
 
     python nn/separate.py --resume_model exp/deep_casa/models in.wav [more.flac | folder] --output_dir out
     python nn/separate.py --resume_model exp/spex_plus/models --enrolment voice.wav in.wav --output_dir out
+    python nn/separate.py --resume_model exp/looking_to_listen/models --video talk.mp4 [--render] --output_dir out
 
 --resume_model names a checkpoint of each stage (give it twice), or a folder below which they lie. config.json beside
 a checkpoint says which system it is, its sizes and its rate. Writes out/<name>_s1.wav, _s2.wav, ...; SpEx+, which
 extracts the talker of the enrolment, _s1.wav alone; Binaural TasNet takes recordings of two ears, and writes stereo.
+Looking to Listen writes the voice of every face of a video, from left to right, see nn/separate_video.py.
 
 Long files go through in overlapping windows, in memory that does not grow with their length. Causal systems go from
 block to block instead, as nn/live.py does (--grouping online).
@@ -30,6 +32,7 @@ import soundfile
 from absl import flags
 
 from feat.audio import read_blocks, require_stereo, resample, resample_blocks, wav_info
+from feat.avspeech.embed_faces import DETECTORS
 from feat.files import UserError, atomic_path, make_writable_directory, require_free_bytes, run_script, write_text
 from feat.parallel import progress
 from nn import checkpoint
@@ -362,30 +365,40 @@ def options_of_flags(system):
 
 
 def main(argv):
-    if len(argv) < 2:
+    if len(argv) < 2 and not FLAGS.video:
         raise UserError("no recording given: python nn/separate.py --resume_model PREFIX in.wav --output_dir out")
     if not FLAGS.resume_model:
         raise UserError("--resume_model is missing: the prefix of each stage's checkpoint, or the folder of both")
-    inputs = list_inputs(argv[1:])
+    inputs = list_inputs([*argv[1:], *FLAGS.video])
     checkpoints = find_checkpoints(FLAGS.resume_model)
     options = options_of_flags(next(iter(checkpoints)))
     separator = Separator(
         checkpoints.values(), FLAGS.window_seconds, FLAGS.overlap_seconds, FLAGS.grouping, **options
     )
+    system = separator.system
     if separator.channels and FLAGS["channels"].present:
-        raise UserError(f"--channels: {separator.system.NAME} takes both ears of a recording together; leave it out")
+        raise UserError(f"--channels: {system.NAME} takes both ears of a recording together; leave it out")
+    names = ["window_seconds", "overlap_seconds", "grouping", "subtype", "channels"]
     voice = separator.enrol(FLAGS.enrolment)
+    if system.FACES:
+        if len(argv) > 1:
+            raise UserError(f"{argv[1]}: {system.NAME} separates by faces; give a video, --video {argv[1]}")
+        from nn import separate_video
+
+        voice = separate_video.embedder_of(system, FLAGS.face_weights)
+        names += ["detector", "render"]
+    elif FLAGS.video:
+        raise UserError(f"--video: {system.NAME} does not look at faces; give a checkpoint of Looking to Listen")
     make_writable_directory(FLAGS.output_dir)
     digests = {system: checkpoint.fingerprint(prefix) for system, prefix in separator.checkpoints.items()}
-    names = ("window_seconds", "overlap_seconds", "grouping", "subtype", "channels")
     options |= {name: FLAGS[name].value for name in names}
-    if voice is not None:
-        options |= {"voice": hashlib.sha256(voice.tobytes()).hexdigest(), "threshold": separator.system.threshold}
+    if system.ENROLMENT:
+        options |= {"voice": hashlib.sha256(voice.tobytes()).hexdigest(), "threshold": system.threshold}
     same = _done(FLAGS.output_dir, digests | options)
     failed = 0
     for path, name in inputs:
         try:
-            print(_separate(separator, path, name, voice, same))
+            print((_separate_video if system.FACES else _separate)(separator, path, name, voice, same))
         except UserError as error:
             if len(inputs) == 1:
                 raise
@@ -393,6 +406,16 @@ def main(argv):
             print(f"error: {error}", file=sys.stderr, flush=True)
     if failed:
         raise UserError(f"{failed} of {len(inputs)} recordings were not separated; the others lie in {FLAGS.output_dir}")
+
+
+def _separate_video(separator, path, name, embedder, same):
+    """Separates a video unless that was done; says what was written."""
+    from nn import separate_video
+
+    if same and separate_video.separated_already(FLAGS.output_dir, name):
+        return f"{path}: separated already"
+    options = dict(detector=FLAGS.detector, subtype=FLAGS.subtype, render=FLAGS.render)
+    return "\n".join(separate_video.separate_video(separator, path, FLAGS.output_dir, name, embedder, **options))
 
 
 def _separate(separator, path, name, voice, same):
@@ -434,6 +457,10 @@ if __name__ == "__main__":
         "grouping", "auto", ["auto", "online", "kmeans"], "frame by frame (causal checkpoints), or over the whole file"
     )
     flags.DEFINE_integer("seed", 0, "of the clustering")
+    flags.DEFINE_multi_string("video", [], "Looking to Listen: video whose faces say whose voices to take apart; repeat")
+    flags.DEFINE_bool("render", False, "Looking to Listen: also write a video of every face with its voice")
+    flags.DEFINE_enum("detector", "mtcnn", DETECTORS, "of faces; told: boxes are in <video>.faces.csv")
+    flags.DEFINE_string("face_weights", "", "FaceNet's weights, for networks that go by its embeddings")
     flags.DEFINE_multi_string("enrolment", [], "SpEx+: recording of the wanted talker; repeat to average several")
     flags.DEFINE_enum("level", "projection", LEVELS, "SpEx+: as loud as in the mixture, or its peak, or as it comes")
     flags.DEFINE_enum(

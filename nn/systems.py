@@ -7,6 +7,7 @@ options that it lists, and has
     CHECKPOINTS     names of the systems whose checkpoints make one of these
     OPTIONS         names of further arguments; nn/separate.py has flags of these names
     ENROLMENT       whether it extracts the talker of an enrolment, which `separate` is then given
+    FACES           whether it goes by the faces of a video, whose `embeddings` `separate` is then given too
     sample_rate     Hz of what it takes and gives
     hop_size        samples of a frame; windows are counted in frames
     talkers         how many come out
@@ -38,6 +39,7 @@ from models.dense_unet import DenseUNet
 from models.grouping import SequentialGrouping
 from models.streaming import StreamingSeparator
 from nn import checkpoint, clustering
+from nn.audio_visual import AudioVisual
 from nn.binaural import Binaural
 from nn.extraction import TargetTalker
 from nn.streams import add_up, compile_step, stream_through
@@ -58,6 +60,7 @@ class DeepCasa:
     CHECKPOINTS = ("dense_unet", "sequential_grouping")
     OPTIONS = ("seed",)
     ENROLMENT = False
+    FACES = False
     CHANNELS = None
     LATENCY = "window"
 
@@ -182,7 +185,7 @@ class DeepCasa:
         return istft(ordered[..., 0] + 1j * ordered[..., 1], None, self.fft_size, self.hop_size, parity=False)
 
 
-SYSTEMS = {name: kind for kind in (DeepCasa, TargetTalker, Binaural) for name in kind.CHECKPOINTS}
+SYSTEMS = {name: kind for kind in (DeepCasa, TargetTalker, Binaural, AudioVisual) for name in kind.CHECKPOINTS}
 
 
 def find_checkpoints(given):
