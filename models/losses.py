@@ -24,6 +24,22 @@ def permutation_costs(pairwise):
     return ops.matmul(ops.reshape(pairwise, (*ops.shape(pairwise)[:-2], talkers * talkers)), chosen.T)
 
 
+def assignment_cost(costs):
+    """Least sum of costs of giving every row a column of its own: [..., n, n] -> [...].
+
+    Exact for any n. Goes through the sets of columns that the first rows can take, 2^n of them, instead of the n!
+    permutations (Held and Karp, 1962).
+    """
+    n = costs.shape[-1]
+    best, known = ops.zeros_like(costs[..., 0, :1]), {(): 0}  # of the rows so far, for every set of columns
+    for row in range(n):
+        sets = list(itertools.combinations(range(n), row + 1))
+        before = np.array([[known[tuple(c for c in chosen if c != last)] for last in chosen] for chosen in sets])
+        totals = ops.take(best, before, axis=-1) + ops.take(costs[..., row, :], np.array(sets), axis=-1)
+        best, known = ops.min(totals, axis=-1), {chosen: i for i, chosen in enumerate(sets)}
+    return best[..., 0]
+
+
 def frame_costs(estimates, references, size=None):
     """Frame-level PIT costs (tPIT): mean absolute difference, summed over talkers, of every permutation.
 

@@ -11,6 +11,7 @@ import sys
 import golden_binaural
 import golden_binaural_data
 import golden_diffsep_data
+import golden_diffsep_process
 import golden_spex_plus
 import golden_spex_plus_data
 import keras
@@ -53,6 +54,7 @@ PROCEDURES.update(golden_diffsep_data.PROCEDURES)
 PROCEDURES.update(golden_spex_plus_data.PROCEDURES)
 PROCEDURES.update(golden_spex_plus.PROCEDURES)
 PROCEDURES.update(golden_binaural.PROCEDURES)
+PROCEDURES.update(golden_diffsep_process.PROCEDURES)
 
 
 def procedure(system, kind):
