@@ -10,9 +10,9 @@ import sys
 
 import golden_binaural
 import golden_binaural_data
+import golden_diffsep
 import golden_diffsep_data
 import golden_diffsep_process
-import golden_diffsep
 import golden_spex_plus
 import golden_spex_plus_data
 import keras
