@@ -89,27 +89,61 @@ class Trained:
     """
 
     def __init__(self, source):
+        known = describe(source)
         self.source = source
-        config = checkpoint.read_config(source)
-        reader = checkpoint.open_reader(source)
-        if reader.system not in NETWORKS:
-            raise UserError(f"{source}: holds {reader.system}, but {' or '.join(NETWORKS)} is needed; give another checkpoint")
-        self.system = reader.system
-        if config is None:
-            settings, reader = checkpoint.foreign_settings(source, self.system)
-            config = {"model": settings} | getattr(reader, "process", {})
-        self.config = config
-        self.model = NETWORKS[self.system](**config["model"])
+        self.system, self.config = known["system"], known["config"]
+        self.model = NETWORKS[self.system](**self.config["model"])
         checkpoint.load_for_inference(source, self.system, self.model)
-        self.sources = self.model.sources
-        self.sample_rate = config.get("sample_rate", 8000)
-        values = PROCESS | {name: config[name] for name in PROCESS if config.get(name) is not None}
-        self.t_eps = values.pop("t_eps")
-        kind = PROCESSES[values.pop("sde")]
-        self.enhancement = config.get("task", "separation") == "enhancement"
-        if kind is PROCESSES["MixSDE"]:
-            del values["avg_len"]
-        self.sde = kind(self.sources, **values)
+        self.sources, self.sample_rate, self.enhancement = (
+            known[name] for name in ("sources", "sample_rate", "enhancement")
+        )
+        self.sde, self.t_eps = make_process(self.config, self.sources)
+
+
+def describe(source):
+    """What a checkpoint is of: {"system", "config", "sources", "sample_rate" in Hz, "enhancement"}.
+
+    Raises:
+        UserError: it is missing, or of another system.
+    """
+    reader = checkpoint.open_reader(source)
+    if reader.system not in NETWORKS:
+        raise UserError(
+            f"{source}: holds {reader.system}, but {' or '.join(NETWORKS)} is needed; give a checkpoint of DiffSep"
+        )
+    config = checkpoint.read_config(source)
+    if config is None:
+        settings, reader = checkpoint.foreign_settings(source, reader.system)
+        config = {"model": settings} | reference_config(getattr(reader, "config", {}))
+    return {
+        "system": reader.system,
+        "config": config,
+        "sources": config["model"].get("sources", 2),
+        "sample_rate": config.get("sample_rate", 8000),
+        "enhancement": config.get("task", "separation") == "enhancement",
+    }
+
+
+def make_process(config, sources):
+    """(process, shortest time) of a configuration."""
+    values = PROCESS | {name: config[name] for name in PROCESS if config.get(name) is not None}
+    kind, t_eps = PROCESSES[values.pop("sde")], values.pop("t_eps")
+    if kind is PROCESSES["MixSDE"]:
+        del values["avg_len"]
+    return kind(sources, **values), t_eps
+
+
+def reference_config(config):
+    """What config.json would say of a run of the reference, of its configuration; {} of none."""
+    model = config.get("model") or {}
+    sde, sampler = (model.get(name) or {} for name in ("sde", "sampler"))
+    found = {name: sde[name] for name in ("d_lambda", "sigma_min", "sigma_max", "avg_len") if name in sde}
+    kind = str(sde.get("_target_", "")).rsplit(".", 1)[-1]
+    if kind in PROCESSES:
+        found |= {"sde": kind, "task": "separation" if kind == "MixSDE" else "enhancement"}
+    found |= {ours: model[theirs] for ours, theirs in (("sample_rate", "fs"), ("t_eps", "t_eps")) if theirs in model}
+    sampling = dict(steps="N", snr="snr", corrector_steps="corrector_steps")
+    return found | {"sampling": {ours: sampler[theirs] for ours, theirs in sampling.items() if theirs in sampler}}
 
 
 class Reverse:
