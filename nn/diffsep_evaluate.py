@@ -138,6 +138,8 @@ class Engine:
         scaled, references, _ = normalise(mixture[None], references[None])
         scaled, references = np.asarray(scaled), np.asarray(references)[0]
         way, calls = None, 0
+        if states and self.way is not None:
+            self.way.prepare()
         start = time.perf_counter()
         if self.reverse is None:
             estimates = np.repeat(scaled, len(references), axis=0)
