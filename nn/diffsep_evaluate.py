@@ -370,7 +370,7 @@ def options_of_flags(values):
         raise UserError(f"--pesq_mode wb: needs 16000 Hz, the recordings have {rate}; leave it out")
     corpora = Corpora(
         "enhancement" if enhance else "separation", values.wsj0_mix, values.vctk_demand, values.librimix, sources, rate,
-        values.mode, values.resample, values.seed,
+        values.mode, values.resample, values.seed if enhance else 0,
     )  # fmt: skip
     return Options(
         source, corpora, tuple(sampling.items()), os.path.join(values.output_folder, folder), enhance, values.pesq_mode,
