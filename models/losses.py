@@ -124,6 +124,26 @@ def si_sdr(estimates, references):
     return float(10.0 / np.log(10.0)) * (ops.log(signal) - ops.log(noise))
 
 
+def clamped_si_sdr(estimates, references, clamp_db=30.0, zero_mean=True):
+    """The same ratio from the coherence, within about +-clamp_db: [..., samples] -> [...].
+
+    The gradient is 0 beyond the limits. Source: fakufaku/fast_bss_eval, as fakufaku/diffusion-separation validates.
+    """
+    if zero_mean:
+        estimates, references = (x - ops.mean(x, axis=-1, keepdims=True) for x in (estimates, references))
+    lengths = ops.maximum(_norm(estimates), 1e-6) * ops.maximum(_norm(references), 1e-6)
+    share = ops.square(ops.sum(estimates * references, axis=-1) / lengths)
+    least = float(1 / (1 + 10 ** (clamp_db / 10)))
+    share = ops.clip(share, least, 1 - least)
+    return float(10.0 / np.log(10.0)) * (ops.log(share) - ops.log(1 - share))
+
+
+def utterance_pit_si_sdr(estimates, references, clamp_db=30.0, zero_mean=True):
+    """Mean `clamped_si_sdr` over talkers under the best permutation of the whole utterance: [batch], dB."""
+    pairwise = clamped_si_sdr(ops.expand_dims(estimates, 2), ops.expand_dims(references, 1), clamp_db, zero_mean)
+    return ops.max(permutation_costs(pairwise), axis=-1) / estimates.shape[1]
+
+
 def si_snr(estimates, references):
     """The same ratio with means removed, as gemengtju/SpEx_Plus computes it: [..., samples] -> [...].
 

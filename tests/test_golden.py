@@ -10,6 +10,7 @@ import sys
 
 import golden_binaural
 import golden_binaural_data
+import golden_diffsep_data
 import golden_diffsep_process
 import golden_spex_plus
 import golden_spex_plus_data
@@ -49,6 +50,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN_DIR = pathlib.Path(os.environ.get("GOLDEN_DIR", pathlib.Path(__file__).parent / "golden"))
 PROCEDURES = {}
 PROCEDURES.update(golden_binaural_data.PROCEDURES)
+PROCEDURES.update(golden_diffsep_data.PROCEDURES)
 PROCEDURES.update(golden_spex_plus_data.PROCEDURES)
 PROCEDURES.update(golden_spex_plus.PROCEDURES)
 PROCEDURES.update(golden_binaural.PROCEDURES)
