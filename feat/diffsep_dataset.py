@@ -8,8 +8,8 @@ Every pipeline gives batches that are dictionaries:
   index     [batch] int32     line of the set, for messages
 
 Batch and samples are free, so that a tf.function traced once (feat.dataset.free_lengths) takes every batch.
-Several processes and devices share a global batch, see feat.dataset.Share. Signals are as the files have them;
-`normalise` is for whoever takes them.
+Several processes and devices share a global batch, see feat.dataset.Share. Signals are as the files have them,
+models.sde.normalise is for whoever takes them.
 
 Source of the rules: fakufaku/diffusion-separation. Two of them are its own, see `crop_choices`.
 """
@@ -20,6 +20,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from feat.audio import read_resampled
 from feat.dataset import Share, batches_in_order, checked, epoch_order, pieces
 from feat.files import UserError
 from feat.lists import mixture_folder
@@ -28,35 +29,11 @@ from feat.triplet_dataset import Files, audio_files
 SPLITS = ("train", "val", "test", "libri-clean", "libri-noisy")
 TASKS = ("separation", "enhancement")
 TRAINING_SHARE = 0.9  # of the folder train/ of VCTK-DEMAND; the rest validates
-LEAST_DEVIATION = 1e-5
 # Folders of VCTK-DEMAND as the loader wants them, and as they are published.
 NOISY_FOLDERS = {
     "train": (("train/noisy", "train/clean"), ("noisy_trainset_28spk_wav", "clean_trainset_28spk_wav")),
     "test": (("test/noisy", "test/clean"), ("noisy_testset_wav", "clean_testset_wav")),
 }
-
-
-def normalise(mixture, sources=None):
-    """Takes the mixture's mean and standard deviation out of it, and out of every source.
-
-    The mean goes from every source, so that sources with an offset no longer add up to the mixture.
-
-    Args:
-        mixture: [batch, samples].
-        sources: [batch, sources, samples] or None.
-
-    Returns:
-        (mixture, sources, mean [batch, 1], deviation [batch, 1]); x * deviation + mean undoes it. The deviation is
-        the unbiased one, at least LEAST_DEVIATION.
-    """
-    mean = tf.reduce_mean(mixture, axis=-1, keepdims=True)
-    centred = mixture - mean
-    count = tf.cast(tf.maximum(tf.shape(mixture)[-1] - 1, 1), centred.dtype)
-    deviation = tf.sqrt(tf.reduce_sum(tf.square(centred), axis=-1, keepdims=True) / count)
-    deviation = tf.maximum(deviation, LEAST_DEVIATION)
-    if sources is not None:
-        sources = (sources - tf.expand_dims(mean, 1)) / tf.expand_dims(deviation, 1)
-    return centred / deviation, sources, mean, deviation
 
 
 # Sets ---------------------------------------------------------------------------------------------
@@ -108,6 +85,12 @@ class MixtureSet:
     def first(self, count):
         """The first `count` mixtures; 0: all."""
         return self.some(range(min(count, len(self)))) if count else self
+
+    def read(self, line):
+        """(mixture [samples], sources [sources, samples]) of a line, whole, float32."""
+        numbers = range(line, len(self.files.paths), len(self))
+        mixture, *sources = (read_resampled(self.files.paths[number], self.sample_rate) for number in numbers)
+        return mixture, np.stack([*sources, mixture - sources[0]] if self.enhancement else sources)
 
     def check(self):
         """Looks at the headers of all files again. Raises UserError, which names the first that cannot be used."""

@@ -169,6 +169,34 @@ class PriorMixSDE(MixSDE):
 PROCESSES = {"MixSDE": MixSDE, "PriorMixSDE": PriorMixSDE}
 
 
+def normalise(mixture, sources=None):
+    """Mixture of mean 0 and deviation 1 for every example, and its sources in the same measure.
+
+    The mean is taken off every source, as the reference does, so that their sum has another mean than the mixture.
+
+    Args:
+        mixture: [batch, samples].
+        sources: [batch, n, samples], or None.
+
+    Returns:
+        (mixture, sources, (mean, deviation)); the last two are [batch, 1, 1], for `denormalise`. Deviations are at
+        least 1e-5.
+    """
+    mean = ops.mean(mixture, axis=1, keepdims=True)
+    count = ops.cast(ops.shape(mixture)[1] - 1, "float32")
+    deviation = ops.sqrt(ops.sum(ops.square(mixture - mean), axis=1, keepdims=True) / count)
+    deviation = ops.maximum(deviation, 1e-5)
+    measure = tuple(ops.expand_dims(x, 1) for x in (mean, deviation))
+    scaled = None if sources is None else (sources - measure[0]) / measure[1]
+    return (mixture - mean) / deviation, scaled, measure
+
+
+def denormalise(x, measure):
+    """The inverse of `normalise`, for anything in its measure."""
+    mean, deviation = measure
+    return x * deviation + mean
+
+
 # Times --------------------------------------------------------------------------------------------
 
 

@@ -4,12 +4,13 @@ import functools
 import re
 
 import numpy as np
+import soundfile
 import tensorflow as tf
 from golden_case import summary
 
 from feat import audio, diffsep_dataset
-from models import losses
-from nn import metrics
+from models import diffusion_losses, losses, sde
+from nn import composite, diffsep_evaluate, diffsep_results, diffusion, metrics
 
 PROCEDURES = {}
 
@@ -154,7 +155,79 @@ def validation_losses(case, references, estimates):
 
 
 def composite_measures(references, estimates, rate):
-    return {}
+    found, rows = {}, []
+    for i, (clean, processed) in enumerate(zip(references, estimates)):
+        parts = composite.parts(clean, processed, rate)
+        rows.append(list(composite.composite(parts).values()))
+        found |= {f"{name}_{i}": parts[name] for name in ("wss", "llr", "snr", "segsnr")}
+        found[f"pesq_wb_after_ssnr_{i}"] = parts["pesq"]
+        found[f"pesq_wb_plain_{i}"] = metrics.pesq(processed[None], clean[None], rate, "wb")[0]
+    return found | {"csig_cbak_covl": rows}
 
 
 # Small functions ----------------------------------------------------------------------------------
+
+
+@procedure("small_functions")
+def small_functions(case, folder):
+    mixture, sources = case["in/mix"][:, 0], case["in/target"]
+    scaled, theirs, measure = sde.normalise(mixture, sources)
+    estimates, mixed = case["in/sep"], case["in/sep_mix"]
+    found = {
+        "norm_mix": np.asarray(scaled)[:, None],
+        "norm_target": theirs,
+        "mean": measure[0],
+        "std": measure[1],
+        "denorm": sde.denormalise(theirs, measure),
+        "power_order": in_order("power", case["in/x3"]),
+        "shuffled": in_order("random", case["in/x3"], np.argsort(case["in/shuffle_keys"], axis=1).astype(np.int32)),
+        "scale_output": diffusion.project(estimates, mixed),
+        "scale_output_silent": diffusion.project(0 * estimates, mixed),
+    }
+    found |= saved_audio(estimates[0], mixed[0, 0], folder)
+    for key, theirs in case.named("out").items():
+        # The third mixture is constant, so that its scaled sources are their rounding over 1e-5.
+        case.check(key, found[key], theirs, least=1e-5)
+
+
+def in_order(rule, sources, order=None):
+    process = sde.MixSDE(sources.shape[1])
+    return diffusion_losses.ScoreMatching(process, source_order=rule)._in_order(tf.constant(sources), order)
+
+
+def saved_audio(estimates, mixture, folder):
+    """The wavs that an evaluation writes of these, under the names of the reference."""
+    signals = dict(mixture=mixture, estimates=estimates, references=0.5 * estimates, states=None)
+    options = diffsep_evaluate.Options("", diffsep_dataset.Corpora(), (), str(folder))
+    diffsep_evaluate._save(options, "test", 7, signals, 8000, {})
+    found = {}
+    for path in (folder / "wav" / "test").iterdir():
+        index, kind, _ = path.name.split(".")
+        found[f"saved/{int(index):03d}_{kind}.wav"] = soundfile.read(path, dtype="float32")[0][None]
+    return found
+
+
+@procedure("summaries")
+def summaries(case, folder):
+    config = case.config
+
+    def check(ours, theirs):
+        # The number of a recording has no mean.
+        wanted = {name: float(value) for name, value in theirs.items() if name != "batch_idx"}
+        assert set(ours) == set(wanted)
+        for name, value in wanted.items():
+            case.check(name, ours[name], value, least=1e-9)
+
+    results = config["results"]
+    check(diffsep_results.summarise(results), config["summary_dict"])
+    check(diffsep_results.summarise(list(results.values())), config["summary_list"])
+    infinite = config["results_with_inf"]
+    summary = diffsep_results.summarise(infinite, ignore_infinite=False)
+    assert summary["si_sdr"] == float(config["summary_with_inf_default"]["si_sdr"]) == np.inf
+    # The reference's switch is inverted.
+    check(diffsep_results.summarise(infinite), config["summary_with_inf_ignore_inf_false"])
+    dnsmos = diffsep_results.read_dnsmos([[str(cell) for cell in row] for row in config["dnsmos_csv"]])
+    assert dnsmos == config["dnsmos_parsed"]
+    merged = diffsep_results.merge(results, dnsmos)
+    assert merged == config["merged"]
+    check(diffsep_results.summarise(merged), config["merged_summary"])

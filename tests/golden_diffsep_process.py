@@ -4,14 +4,12 @@ import numpy as np
 import tensorflow as tf
 from golden_case import GRADIENT_TOLERANCE, UPDATE_TOLERANCE, norm_and_head, seeded_weight, summary
 
-from feat.diffsep_dataset import normalise
 from models import sde as processes
 from models.diffusion_losses import ScoreMatching
-from models.diffusion_sampling import PredictorCorrector, RecordedNoise
+from models.diffusion_sampling import PredictorCorrector, RecordedNoise, score_of
 from models.losses import permutations
 from models.ncsnpp import ScoreModel
 from nn import checkpoint
-from nn.diffsep import ScoreOfMixture
 from nn.optimizers import make_optimizer
 from nn.step import NormHistory, TrainStep, average_decay
 from nn.torch_checkpoint import DiffsepReader
@@ -114,7 +112,7 @@ class Watched:
 
     def __init__(self, case, model, mixture, names=("score_in", "score_out")):
         self.case, self.names, self.calls = case, names, 0
-        self.score = ScoreOfMixture(model, mixture)
+        self.score = score_of(model, mixture)
 
     def __call__(self, x, t):
         found = self.score(x, t)
@@ -138,10 +136,10 @@ def check_probe(case, name, array):
 def sampler(case, folder):
     config, call = case.config["model"], case.config["sampler_call"]
     model, _ = make_score_model(case)
-    mixture, _, mean, deviation = normalise(tf.constant(case["in/mix"][:, 0]))
+    mixture, _, (mean, deviation) = processes.normalise(tf.constant(case["in/mix"][:, 0]))
     case.check("mixture", mixture, case["out/mix_normalised"][:, 0], 1e-6)
-    case.check("mean", mean, case["out/mean"][:, 0], 1e-5)
-    case.check("deviation", deviation, case["out/std"][:, 0], 1e-5)
+    case.check("mean", mean, case["out/mean"], 1e-5)
+    case.check("deviation", deviation, case["out/std"], 1e-5)
     sampler = PredictorCorrector(
         make_process(config["sde"]),
         steps=call["N"],
@@ -163,7 +161,7 @@ def sampler(case, folder):
         noise = RecordedNoise(np.stack([next(draws) for _ in range(1 + evaluations)]))
         score = Watched(case, model, piece)
         if evaluations > 30:  # as users run it
-            run = tf.function(lambda: sampler(ScoreOfMixture(model, piece), piece, noise, states=True))
+            run = tf.function(lambda: sampler(score_of(model, piece), piece, noise, states=True))
             estimate, *ways = run()
         else:
             estimate, *ways = sampler(score, piece, noise, states=True)
@@ -241,12 +239,12 @@ def draws_of(case, prefix="in/"):
 def loss(case, folder):
     matching = make_loss(case.config["model"])
     model, reader = make_score_model(case)
-    mixture, sources, *_ = normalise(tf.constant(case["in/mix"][:, 0]), tf.constant(case["in/target"]))
+    mixture, sources, _ = processes.normalise(tf.constant(case["in/mix"][:, 0]), tf.constant(case["in/target"]))
     case.check("mixture", mixture, case["out/mix_normalised"][:, 0], 1e-6)
     case.check("sources", sources, case["out/target_normalised"], 1e-6)
     draws = recorded_draws(matching, draws_of(case), len(mixture))
     with tf.GradientTape() as tape:
-        losses = matching(ScoreOfMixture(model, mixture), mixture, sources, draws)
+        losses = matching(score_of(model, mixture), mixture, sources, draws)
         mean = tf.reduce_mean(losses)
     (name,) = {"loss", "loss_mean"} & set(case.named("loss"))
     case.check(name, mean, case["loss/" + name])
@@ -284,8 +282,8 @@ def train_steps(case, folder):
     optimizer.build(model.trainable_variables)
 
     def objective(batch, training):
-        mixture, sources, *_ = normalise(batch["mixture"], batch["sources"])
-        return matching(ScoreOfMixture(model, mixture, training), mixture, sources, batch["draws"]), {}
+        mixture, sources, _ = processes.normalise(batch["mixture"], batch["sources"])
+        return matching(score_of(model, mixture, training), mixture, sources, batch["draws"]), {}
 
     pieces = [
         {

@@ -10,6 +10,7 @@ import sys
 
 import golden_binaural
 import golden_binaural_data
+import golden_diffsep
 import golden_diffsep_data
 import golden_diffsep_process
 import golden_spex_plus
@@ -55,6 +56,7 @@ PROCEDURES.update(golden_spex_plus_data.PROCEDURES)
 PROCEDURES.update(golden_spex_plus.PROCEDURES)
 PROCEDURES.update(golden_binaural.PROCEDURES)
 PROCEDURES.update(golden_diffsep_process.PROCEDURES)
+PROCEDURES.update(golden_diffsep.PROCEDURES)
 
 
 def procedure(system, kind):
