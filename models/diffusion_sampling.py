@@ -22,6 +22,16 @@ CORRECTORS = ("ald2", "ald", "langevin", "none")
 SOLVERS = ("first", "multistep", "heun")
 
 
+def score_of(model, mixture, training=False):
+    """The score of normalised mixtures [batch, samples] by a network, which looks at them once.
+
+    Args:
+        model: models.ncsnpp.ScoreModel or models.cdiffuse.CDiffuse.
+    """
+    prepared = model.prepare(mixture)
+    return lambda x, t: model(x, t, prepared=prepared, training=training)
+
+
 # Noise --------------------------------------------------------------------------------------------
 
 

@@ -49,7 +49,8 @@ class Task:
         worst_score: of an untrained model in the original's bookkeeping.
         seconds_per_frame: of the lengths in batches.
         length_key: under which batches have their lengths, [batch].
-        config: what config.json says besides, by the names of flags.
+        config: what config.json says besides, by the names of flags; a run that goes on must have the same.
+        notes: what it says besides that may change.
         check_inputs: checks the files behind the batches again, after one could not be read; raises UserError.
         names_of: (epoch, indices of its batch) -> names of the mixtures.
         pictures: (folder, step) -> None, writes summaries inside the default summary writer.
@@ -74,6 +75,7 @@ class Task:
     worst_score: float
     seconds_per_frame: float
     config: dict = dataclasses.field(default_factory=dict)
+    notes: dict = dataclasses.field(default_factory=dict)
     check_inputs: Callable = lambda: None
     names_of: Callable = lambda epoch, indices: [f"line {i + 1}" for i in indices]
     pictures: Callable = lambda folder, step: None
@@ -275,7 +277,7 @@ def train(task, options):
         cost.print_forecast(task, options, step)
         return state
     if chief:
-        checkpoint.write_config(options.folder, task.system, task.model, **task.config)
+        checkpoint.write_config(options.folder, task.system, task.model, **task.config, **task.notes)
         write_text(
             os.path.join(options.folder, "flags.txt"),
             "\n".join(filter(None, (flag.serialize() for flag in project_flags()))) + "\n",
