@@ -227,6 +227,36 @@ class DenseConv2D(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("deep_casa")
+class Conv3x3(keras.layers.Layer):
+    """3x3 convolution with bias, stride 1, zeros around: [batch, rows, columns, in] -> [batch, rows, columns, filters].
+
+    Kernel layout (row, column, in, filters). `shift` [batch, filters] is added to the bias of each item.
+    """
+
+    def __init__(self, filters, kernel_initializer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.kernel_initializer = kernel_initializer or truncated_normal()
+
+    def build(self, input_shape):
+        shape = (3, 3, input_shape[-1], self.filters)
+        self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
+        self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
+
+    def call(self, x, shift=None):
+        bias = self.bias
+        if shift is not None:
+            bias = ops.reshape(shift + bias, (-1, 1, 1, self.filters))
+        return convolve(x, self.kernel, same=True) + bias
+
+    def get_config(self):
+        return super().get_config() | {
+            "filters": self.filters,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+@keras.saving.register_keras_serializable("deep_casa")
 class UpConv2D(keras.layers.Layer):
     """Transposed convolution whose stride equals its kernel: each value becomes a patch of its own.
 
