@@ -271,7 +271,7 @@ class NCSNpp(keras.layers.Layer):
         channels: of the first level; a multiple of 4 up to 128, of 32 beyond.
         multipliers: channels of each level, over those of the first; every level has half the rows and columns.
         blocks: residual blocks of a level; one more on the way up.
-        attention: numbers of rows after whose blocks there is attention.
+        attention: numbers of rows after whose blocks there is attention; those that no level has are passed by.
         fir: kernel of the resampling; None: means, and repetition.
         block: "biggan", or "ddpm", where maps are resampled without a convolution between blocks.
         wide_shortcut: of "ddpm": 3x3 convolutions, not 1x1, where the number of channels changes.
@@ -329,8 +329,6 @@ class NCSNpp(keras.layers.Layer):
         heights = [rows // 2**i for i in range(len(multipliers))]
         if rows != heights[-1] * 2 ** (len(multipliers) - 1):
             raise ValueError(f"{rows} rows cannot be halved {len(multipliers) - 1} times; take fewer levels")
-        if not set(attention) <= set(heights):
-            raise ValueError(f"attention at {list(attention)} rows: the levels have {heights}")
         self.settings = dict(
             inputs=inputs,
             outputs=outputs,
