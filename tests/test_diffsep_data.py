@@ -184,7 +184,7 @@ def test_ratios_of_signals_that_are_built_to_have_them():
 def test_composite_measures_fall_with_noise():
     clean = speech.voice(0, 1, 1.5, composite.RATE).astype(np.float64)
     noise = np.random.default_rng(0).standard_normal(len(clean))
-    rows = [composite.composite(composite.parts(clean, clean + level * noise)) for level in (1e-4, 0.003, 0.03)]
+    rows = [composite.composite(composite.parts(clean, clean + level * noise)) for level in (1e-4, 3e-4, 1e-3)]
     for name in composite.MEASURES:
         assert rows[0][name] > rows[1][name] > rows[2][name]
 
