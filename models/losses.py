@@ -24,6 +24,22 @@ def permutation_costs(pairwise):
     return ops.matmul(ops.reshape(pairwise, (*ops.shape(pairwise)[:-2], talkers * talkers)), chosen.T)
 
 
+def assignment_cost(costs):
+    """Least sum of costs of giving every row a column of its own: [..., n, n] -> [...].
+
+    Exact for any n. Goes through the sets of columns that the first rows can take, 2^n of them, instead of the n!
+    permutations (Held and Karp, 1962).
+    """
+    n = costs.shape[-1]
+    best, known = ops.zeros_like(costs[..., 0, :1]), {(): 0}  # of the rows so far, for every set of columns
+    for row in range(n):
+        sets = list(itertools.combinations(range(n), row + 1))
+        before = np.array([[known[tuple(c for c in chosen if c != last)] for last in chosen] for chosen in sets])
+        totals = ops.take(best, before, axis=-1) + ops.take(costs[..., row, :], np.array(sets), axis=-1)
+        best, known = ops.min(totals, axis=-1), {chosen: i for i, chosen in enumerate(sets)}
+    return best[..., 0]
+
+
 def frame_costs(estimates, references, size=None):
     """Frame-level PIT costs (tPIT): mean absolute difference, summed over talkers, of every permutation.
 
@@ -106,6 +122,26 @@ def si_sdr(estimates, references):
     signal = ops.sum(ops.square(target), axis=-1) + epsilon
     noise = ops.sum(ops.square(target - estimates), axis=-1) + epsilon
     return float(10.0 / np.log(10.0)) * (ops.log(signal) - ops.log(noise))
+
+
+def clamped_si_sdr(estimates, references, clamp_db=30.0, zero_mean=True):
+    """The same ratio from the coherence, within about +-clamp_db: [..., samples] -> [...].
+
+    The gradient is 0 beyond the limits. Source: fakufaku/fast_bss_eval, as fakufaku/diffusion-separation validates.
+    """
+    if zero_mean:
+        estimates, references = (x - ops.mean(x, axis=-1, keepdims=True) for x in (estimates, references))
+    lengths = ops.maximum(_norm(estimates), 1e-6) * ops.maximum(_norm(references), 1e-6)
+    share = ops.square(ops.sum(estimates * references, axis=-1) / lengths)
+    least = float(1 / (1 + 10 ** (clamp_db / 10)))
+    share = ops.clip(share, least, 1 - least)
+    return float(10.0 / np.log(10.0)) * (ops.log(share) - ops.log(1 - share))
+
+
+def utterance_pit_si_sdr(estimates, references, clamp_db=30.0, zero_mean=True):
+    """Mean `clamped_si_sdr` over talkers under the best permutation of the whole utterance: [batch], dB."""
+    pairwise = clamped_si_sdr(ops.expand_dims(estimates, 2), ops.expand_dims(references, 1), clamp_db, zero_mean)
+    return ops.max(permutation_costs(pairwise), axis=-1) / estimates.shape[1]
 
 
 def si_snr(estimates, references):

@@ -53,6 +53,49 @@ def mean_by_axis(x, axes):
 
 
 @keras.saving.register_keras_serializable("deep_casa")
+class GroupNorm(ScaledNorm):
+    """Mean and biased variance of neighbouring channels, over all positions.
+
+    Input and output: [batch, rows, columns, channels]. min(channels // 4, 32) groups, as in NCSN++.
+    """
+
+    def __init__(self, epsilon=1e-6, **kwargs):
+        super().__init__(epsilon, **kwargs)
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        self.groups = max(1, min(channels // 4, 32))
+        if channels % self.groups:
+            raise ValueError(f"{channels} channels cannot be normed in {self.groups} equal groups; take a multiple of 32")
+        super().build(input_shape)
+
+    def call(self, x):
+        scale, shift = self.scale_and_shift(x)
+        return x * scale + shift
+
+    def scale_and_shift(self, x):
+        """What x is multiplied by, and what is added then: [batch, 1, 1, channels] twice, float32."""
+        mean, rstd = group_statistics(x, self.groups, self.epsilon)
+        scale = self.gamma * rstd
+        return scale, self.beta - mean * scale
+
+
+def group_statistics(x, groups, epsilon):
+    """Mean and 1 / (standard deviation) that each channel of [batch, rows, columns, channels] is normed with.
+
+    Two tensors [batch, 1, 1, channels], float32. By channel first, which reads x in its order in memory.
+    """
+    batch, rows, columns, channels = ops.shape(x)
+    flat = ops.reshape(ops.cast(x, "float32"), (batch, rows * columns, channels))
+    means, variances = (ops.reshape(y, (batch, groups, -1)) for y in ops.moments(flat, axes=[1]))
+    mean = ops.mean(means, axis=2, keepdims=True)
+    variance = ops.mean(variances + ops.square(means - mean), axis=2, keepdims=True)
+    spread = ops.ones((1, 1, channels // groups))
+    shape = (batch, 1, 1, channels)
+    return ops.reshape(mean * spread, shape), ops.reshape(ops.rsqrt(variance + epsilon) * spread, shape)
+
+
+@keras.saving.register_keras_serializable("deep_casa")
 class CumulativeNorm(ScaledNorm):
     """Layer norm whose statistics at frame t cover the frames 0..t, so that nothing of the future is used.
 

@@ -133,3 +133,42 @@ def synthesise(frames, fft_size, hop_size, frame_mask=None, frames_before=0, par
     while weights.ndim < signal.ndim:
         weights = ops.expand_dims(weights, 1)
     return signal / weights
+
+
+# Centred frames ------------------------------------------------------------------------------------
+#
+# Frame t is centred on sample hop * t, with zeros around the signal and a Hann window, as torch.stft has it.
+
+
+def hann(fft_size):
+    """Periodic Hann window, [fft_size], float64."""
+    return sqrt_hann(fft_size) ** 2
+
+
+def centred_stft(waveforms, fft_size, hop_size):
+    """[..., samples] -> real and imaginary part, each [..., 1 + samples // hop_size, fft_size // 2 + 1]; float32.
+
+    For an even fft_size; half of it is zeros before and behind the signal.
+    """
+    half = fft_size // 2
+    waveforms = ops.cast(waveforms, "float32")
+    padded = ops.pad(waveforms, [(0, 0)] * (waveforms.ndim - 1) + [(half, half)])
+    windowed = frame(padded, fft_size, hop_size) * ops.convert_to_tensor(hann(fft_size), "float32")
+    return ops.rfft(windowed, fft_length=fft_size)
+
+
+def centred_istft(real, imaginary, fft_size, hop_size):
+    """Undoes `centred_stft`: [..., frames, bins] twice -> [..., hop_size * (frames - 1)].
+
+    Imaginary parts of bin 0 and the last are ignored.
+    """
+    window = hann(fft_size)
+    frames = ops.irfft((real, imaginary), fft_length=fft_size) * ops.convert_to_tensor(window, "float32")
+    count = ops.shape(real)[-2]
+    squares = ops.ones((count, 1)) * ops.convert_to_tensor(window**2, "float32")
+    half, samples = fft_size // 2, hop_size * (count - 1)
+
+    def inside(x):
+        return overlap_add(x, hop_size)[..., half : half + samples]
+
+    return inside(frames) / inside(squares)

@@ -98,6 +98,27 @@ class OriginalRule:
         return state.rate
 
 
+class ConstantRule:
+    """A rate that rises in a straight line for the first steps, and stays.
+
+    Args:
+        rate: learning rate.
+        warmup_steps: of the rise; 0: none.
+    """
+
+    def __init__(self, rate, warmup_steps=0):
+        self.initial = rate
+        self.warmup_steps = warmup_steps
+
+    def start_epoch(self, state):
+        """Nothing happens at epochs."""
+
+    def rate(self, state):
+        """Learning rate of step `state.step`."""
+        state.rate = self.initial * min(1.0, state.step / max(1, self.warmup_steps))
+        return state.rate
+
+
 class AnnealedRule:
     """Linear warm-up, then a half cosine or a straight line down to zero at the last step.
 
@@ -276,11 +297,12 @@ def run_epochs(
     higher_is_better,
     save_steps=0,
     finish=True,
+    every=1,
     after_step=lambda state: None,
 ):
     """The order of events of a training run.
 
-    Before each epoch's first step: validation, checkpoint, then the rule. A run that goes on from a
+    Before each epoch's first step: validation in every `every`th, checkpoint, then the rule. A run that goes on from a
     checkpoint does not validate again what the checkpoint was written after.
 
     Args:
@@ -291,6 +313,7 @@ def run_epochs(
         validate: called with the step; gives the score.
         save: called with the state, and whether it is the best so far.
         save_steps: also save every so many steps; 0: at epochs only.
+        every: epochs between validations.
         finish: validate and save after the last step too, which the original does not.
         after_step: called with the state, in which the step is done.
     """
@@ -305,7 +328,9 @@ def run_epochs(
 
     while state.step <= epochs.total:
         if epochs.starts(state.step):
-            if state.validated_step != state.step:
+            if (state.step - 1) // epochs.steps % every:
+                save(state, False)
+            elif state.validated_step != state.step:
                 judge()
             if rule.start_epoch(state):
                 break

@@ -5,6 +5,7 @@ import math
 
 import tensorflow as tf
 
+NORM_HISTORY = 10000  # gradient norms that a percentile is of
 FIRST_SCALE = 2.0**15  # of the loss in float16
 SCALE_UP_AFTER = 2000  # good steps before it is doubled
 
@@ -23,8 +24,10 @@ class TrainStep:
         strategy: tf.distribute strategy.
         batch_size: examples in a step, all replicas and pieces together; the loss is the mean over them.
         clip_norm: largest global norm of the summed gradient; 0: no limit.
+        clip_percentile: the limit is this percentile of the last 10000 norms, this step's included, instead; 0: not.
+        clip_pieces: of the pieces that make a step, limit the sum after each, as fakufaku/diffusion-separation does.
         accumulate: batches whose gradients make a step.
-        ema_decay: of the moving average of the weights, min(ema_decay, (1 + n) / (10 + n)) at step n; 0: none.
+        ema_decay: of the moving average of the weights, see `average_decay`; 0: none.
         scale_loss: multiply the loss against the underflow of float16, by as much as gradients stay finite.
         jit_compile: let XLA compile forward and backward pass.
         audio_seconds: batch -> seconds in it, a scalar tensor.
@@ -47,6 +50,8 @@ class TrainStep:
         ema_decay=0.0,
         scale_loss=False,
         jit_compile=False,
+        clip_percentile=0.0,
+        clip_pieces=False,
         audio_seconds=lambda batch: tf.constant(0.0),
         least_loss=None,
         largest_loss=None,
@@ -56,6 +61,8 @@ class TrainStep:
         self.strategy = strategy
         self.batch_size = batch_size
         self.clip_norm = clip_norm
+        self.clip_percentile = clip_percentile
+        self.clip_pieces = clip_pieces and accumulate > 1 and bool(clip_norm or clip_percentile)
         self.accumulate = accumulate
         self.ema_decay = ema_decay
         self.audio_seconds = audio_seconds
@@ -69,6 +76,7 @@ class TrainStep:
             self.averages = [tf.Variable(w.value, trainable=False) for w in self.weights] if ema_decay else []
             self.scale = tf.Variable(FIRST_SCALE, trainable=False) if scale_loss else None
             self.good_steps = tf.Variable(0, trainable=False) if scale_loss else None
+            self.norms = NormHistory(clip_percentile) if clip_percentile else None
             self.sums = [_replica_sum(w.shape) for w in self.weights] if accumulate > 1 else []
         if jit_compile:
             self._gradients = tf.function(self._gradients, jit_compile=True)
@@ -80,6 +88,8 @@ class TrainStep:
         state = {weight.path.split("/", 1)[1]: average for weight, average in zip(self.weights, self.averages)}
         if self.scale is not None:
             state |= {"loss_scale": self.scale, "good_steps": self.good_steps}
+        if self.norms is not None:
+            state |= {"gradient_norms": self.norms.values, "gradient_norms_seen": self.norms.seen}
         return state
 
     def restart_averages(self):
@@ -148,6 +158,8 @@ class TrainStep:
             for total, gradient in zip(self.sums, gradients):
                 total.assign_add(gradient)
             (numbers,) = self._sum_over_replicas([numbers])
+            if self.clip_pieces:
+                numbers = tf.concat([numbers, [self._clip_sums()]], axis=0)
             self._keep_statistics(tf.math.is_finite(numbers[0]), before)
             return numbers
 
@@ -207,6 +219,19 @@ class TrainStep:
         means = [tf.reduce_mean(value) for value in metrics.values()]
         return gradients, tf.stack([loss, self.audio_seconds(batch), counted, *means])
 
+    def _clip_sums(self):
+        """Limits the gradient of the pieces so far; gives its norm before, as a number that is summed over replicas."""
+        norm = tf.linalg.global_norm(self._sum_over_replicas([tf.identity(total) for total in self.sums]))
+        factor = self._limit(norm)
+        for total in self.sums:
+            total.assign(tf.identity(total) * factor)
+        return norm * self.strategy.num_replicas_in_sync
+
+    def _limit(self, norm):
+        """What a gradient of this norm is multiplied by."""
+        limit = self.norms.limit(norm) if self.norms is not None else self.clip_norm
+        return tf.minimum(1.0, limit / (norm + 1e-12))
+
     def _apply(self, gradients, numbers, rate):
         """Updates this replica's weights from summed gradients and numbers; gives the numbers of the step."""
         scale = 1.0 if self.scale is None else tf.identity(self.scale)
@@ -221,9 +246,10 @@ class TrainStep:
             left_out |= loss >= self.largest_loss
         norm = tf.linalg.global_norm(gradients) * factor
         finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
-        if self.clip_norm:
-            factor = factor * tf.minimum(1.0, self.clip_norm / (norm + 1e-12))
-        if self.clip_norm or self.scale is not None or self.least_loss is not None:
+        clip = bool(self.clip_norm or self.clip_percentile) and not self.clip_pieces
+        if clip:
+            factor = factor * self._limit(norm)
+        if clip or self.scale is not None or self.least_loss is not None:
             gradients = [gradient * factor for gradient in gradients]
         tf.cond(finite & ~left_out, lambda: self._update(gradients, rate), tf.no_op)
         bad = tf.cast(~finite & ~left_out, tf.float32)
@@ -236,12 +262,12 @@ class TrainStep:
             found["loss_scale"] = scale
             self._rescale(finite)
         means = numbers[3:] / (self.strategy.num_replicas_in_sync * self.accumulate)
-        return found | {"bad": bad} | {name: means[i] for i, name in enumerate(self.metric_names)}
+        names = [*self.metric_names, *["gradient_norm"] * self.clip_pieces]  # of the sums before they were limited
+        return found | {"bad": bad} | {name: means[i] for i, name in enumerate(names)}
 
     def _update(self, gradients, rate):
         self.optimizer.update(gradients, rate)
-        steps = tf.cast(self.optimizer.iterations.value, tf.float32)
-        decay = tf.minimum(self.ema_decay, (1.0 + steps) / (10.0 + steps))
+        decay = average_decay(self.ema_decay, self.optimizer.iterations.value + 1)
         for average, weight in zip(self.averages, self.weights):
             _assign(average, decay * average + (1.0 - decay) * weight.value)
         return tf.no_op()
@@ -252,6 +278,39 @@ class TrainStep:
         scale = tf.where(finite, tf.where(up, 2.0 * self.scale, self.scale), tf.maximum(0.5 * self.scale, 1.0))
         _assign(self.scale, scale)
         _assign(self.good_steps, tf.where(up, 0, good))
+
+
+class NormHistory:
+    """The last gradient norms, and a percentile of them as the limit of the next.
+
+    Args:
+        percentile: from 0 to 100.
+
+    Source: the percentile clipper of fakufaku/diffusion-separation, which keeps all norms, but not in checkpoints.
+    """
+
+    def __init__(self, percentile):
+        self.percentile = percentile
+        self.values = tf.Variable(tf.fill([NORM_HISTORY], math.inf), trainable=False)
+        self.seen = tf.Variable(0, trainable=False)
+
+    def limit(self, norm):
+        """Keeps a norm and gives the limit, a scalar; a norm that is not finite is not kept."""
+        finite, seen = tf.math.is_finite(norm), tf.identity(self.seen)
+        place = (tf.range(NORM_HISTORY) == seen % NORM_HISTORY) & finite
+        values = tf.where(place, norm, self.values)
+        seen += tf.cast(finite, seen.dtype)
+        _assign(self.values, values)
+        _assign(self.seen, seen)
+        count = tf.minimum(seen, NORM_HISTORY)
+        index = tf.cast(tf.cast(count, tf.float64) * (self.percentile / 100.0), tf.int32)
+        return tf.sort(values)[tf.clip_by_value(index, 0, tf.maximum(count - 1, 0))]
+
+
+def average_decay(limit, steps):
+    """Decay of the moving average of the weights at a step, counted from 1: min(limit, (1 + n) / (10 + n))."""
+    steps = tf.cast(steps, tf.float32)
+    return tf.minimum(limit, (1.0 + steps) / (10.0 + steps))
 
 
 def _replica_sum(shape):

@@ -151,27 +151,39 @@ class ExtractionPictures:
 
     def __call__(self, folder, step):
         """As SeparationPictures."""
-        rate = self.sample_rate
+        heard = {}
         for name, batch in zip(self.names, self.batches() if self.names else ()):
-            heard = {kind: batch[kind][0].numpy() for kind in ("enrolment", "mixture", "target")}
-            heard["estimate"] = self.extract(batch)
-            figure, axes = plt.subplots(len(heard), 1, figsize=(6, 1.8 * len(heard)), layout="constrained")
-            fft_size = rate // 1000 * 32
-            for axis, (kind, signal) in zip(axes, heard.items()):
-                levels = np.abs(stft(signal, fft_size, fft_size // 4))
-                draw_spectrogram(axis, decibels(levels, levels.max()), len(signal) / rate, rate)
-                axis.set_title(kind, fontsize=9)
-                axis.set_ylabel("kHz", fontsize=8)
-            axes[-1].set_xlabel("s", fontsize=8)
-            figure.suptitle(f"{name}, step {step}", fontsize=10)
-            png = figure_png(figure)
-            plt.close(figure)
-            with atomic_path(os.path.join(folder, name + ".png")) as temporary, open(temporary, "wb") as file:
-                file.write(png)
-            tf.summary.image(f"extraction/{name}", tf.io.decode_png(png, 3)[None], step)
-            for kind, signal in heard.items():
-                signal = (signal / max(1.0, np.max(np.abs(signal)))).astype(np.float32)
-                tf.summary.audio(f"{name}/{kind}", signal[None, :, None], rate, step)
+            heard[name] = {kind: batch[kind][0].numpy() for kind in ("enrolment", "mixture", "target")}
+            heard[name]["estimate"] = self.extract(batch)
+        write_signals(heard, self.sample_rate, "extraction", folder, step)
+
+
+def write_signals(heard, sample_rate, group, folder, step):
+    """Draws and plays signals, as SeparationPictures.
+
+    Args:
+        heard: {name of a mixture: {kind: [samples]}}.
+        sample_rate: Hz.
+        group: of the pictures in TensorBoard.
+    """
+    for name, signals in heard.items():
+        figure, axes = plt.subplots(len(signals), 1, figsize=(6, 1.8 * len(signals)), layout="constrained")
+        fft_size = sample_rate // 1000 * 32
+        for axis, (kind, signal) in zip(axes, signals.items()):
+            levels = np.abs(stft(signal, fft_size, fft_size // 4))
+            draw_spectrogram(axis, decibels(levels, levels.max()), len(signal) / sample_rate, sample_rate)
+            axis.set_title(kind, fontsize=9)
+            axis.set_ylabel("kHz", fontsize=8)
+        axes[-1].set_xlabel("s", fontsize=8)
+        figure.suptitle(f"{name}, step {step}", fontsize=10)
+        png = figure_png(figure)
+        plt.close(figure)
+        with atomic_path(os.path.join(folder, name + ".png")) as temporary, open(temporary, "wb") as file:
+            file.write(png)
+        tf.summary.image(f"{group}/{name}", tf.io.decode_png(png, 3)[None], step)
+        for kind, signal in signals.items():
+            signal = (signal / max(1.0, np.max(np.abs(signal)))).astype(np.float32)
+            tf.summary.audio(f"{name}/{kind}", signal[None, :, None], sample_rate, step)
 
 
 WINDOW_SECONDS = 0.25  # of the cues that are drawn

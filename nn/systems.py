@@ -41,6 +41,7 @@ from models.streaming import StreamingSeparator
 from nn import checkpoint, clustering
 from nn.audio_visual import AudioVisual
 from nn.binaural import Binaural
+from nn.diffusion import Diffusion
 from nn.extraction import TargetTalker
 from nn.streams import add_up, compile_step, stream_through
 from nn.windows import join, piece
@@ -185,7 +186,11 @@ class DeepCasa:
         return istft(ordered[..., 0] + 1j * ordered[..., 1], None, self.fft_size, self.hop_size, parity=False)
 
 
-SYSTEMS = {name: kind for kind in (DeepCasa, TargetTalker, Binaural, AudioVisual) for name in kind.CHECKPOINTS}
+SYSTEMS = {
+    name: kind
+    for kind in (DeepCasa, TargetTalker, Binaural, AudioVisual, Diffusion)
+    for name in kind.CHECKPOINTS
+}
 
 
 def find_checkpoints(given):

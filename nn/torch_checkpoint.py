@@ -1,8 +1,9 @@
 """Checkpoints of the PyTorch reference implementations, by the names of their weights.
 
 SpEx+ has two: ir4kgl/ss_dla ("seed") and gemengtju/SpEx_Plus ("authors"); Binaural TasNet has that of SpeechBrain
-("speechbrain"), whose checkpoints are folders with a file for each part. Which one it is, and the sizes of the
-network, follow from names and shapes inside. Files are read with torch's `weights_only`, which runs nothing that a
+("speechbrain"), whose checkpoints are folders with a file for each part; DiffSep has fakufaku/diffusion-separation
+("diffsep", see nn.diffsep_checkpoint). Which one it is, and the sizes of the network, follow from names and shapes
+inside. Files are read with torch's `weights_only`, which runs nothing that a
 file may hold; torch itself is needed for this alone: pip install "deep-casa[convert]".
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 from feat.files import UserError, brief
 from models.mimo_tasnet import EARS
 from models.spex_plus import BRANCHES, VARIANTS
+from nn import diffsep_checkpoint
 
 WEIGHTS = ("state_dict", "model_state_dict")  # under which those of SpEx+ keep them
 # Of a folder of SpeechBrain.
@@ -101,6 +103,37 @@ class ArrayReader:
         return SETTINGS[self.variant](self.shapes)
 
 
+class DiffsepReader(ArrayReader):
+    """The same of DiffSep, with the configuration of its training.
+
+    Args:
+        config: as of nn.diffsep_checkpoint.configuration, {} if it is not known.
+    """
+
+    def __init__(self, prefix, arrays, config=None):
+        super().__init__(prefix, diffsep_checkpoint.as_arrays(arrays))
+        self.variant = "diffsep"
+        self.config = config or {}
+
+    @property
+    def system(self):
+        return diffsep_checkpoint.system_of(self.shapes)
+
+    def __call__(self, name):
+        return diffsep_checkpoint.in_our_layout(name, self.arrays[name])
+
+    def reference_names(self, model):
+        """{weight of ours: name here}. Raises UserError for another number of sources."""
+        diffsep_checkpoint.check_sources(self, model)
+        theirs = {"ncsnpp": diffsep_checkpoint.ncsnpp_name, "cdiffuse": diffsep_checkpoint.cdiffuse_name}[self.system]
+        names = (variable.path.split("/", 1)[1] for variable in model.variables)
+        return {name: theirs(name) for name in names if not name.endswith("seed_generator_state")}
+
+    def settings(self):
+        """Constructor arguments of the network; those that neither configuration nor arrays tell are left out."""
+        return diffsep_checkpoint.settings_of(self)
+
+
 def read(path):
     """ArrayReader of a file, or of a folder that `find_folder` finds.
 
@@ -109,15 +142,22 @@ def read(path):
     """
     folder = find_folder(path) if os.path.isdir(path) else None
     if folder is None:
-        reader = ArrayReader(path, tensors(path))
+        stored = _load(path)
+        if isinstance(stored, dict) and "state_dict" in stored and diffsep_checkpoint.system_of(stored["state_dict"]):
+            weights = diffsep_checkpoint.averaged(path, stored)
+            return DiffsepReader(path, _arrays(weights), diffsep_checkpoint.configuration(stored))
+        arrays = _arrays(stored)
+        if diffsep_checkpoint.system_of(arrays):
+            return DiffsepReader(path, arrays)
+        reader = ArrayReader(path, arrays)
     else:
         files = {part: os.path.join(folder, part + ".ckpt") for part in PARTS}
-        arrays = {f"{part}.{name}": x for part, file in files.items() for name, x in tensors(file).items()}
+        arrays = {f"{part}.{name}": x for part, file in files.items() for name, x in _arrays(_load(file)).items()}
         reader = ArrayReader(folder, arrays)
     if reader.variant is None:
         raise UserError(
-            f"{path}: a PyTorch file, but not of SpEx+ by ir4kgl/ss_dla or gemengtju/SpEx_Plus, or a folder of"
-            " BinauralWSJ0Mix by SpeechBrain; give one of these"
+            f"{path}: a PyTorch file, but not of SpEx+ by ir4kgl/ss_dla or gemengtju/SpEx_Plus, of DiffSep by"
+            " fakufaku/diffusion-separation, or a folder of BinauralWSJ0Mix by SpeechBrain; give one of these"
         )
     return reader
 
@@ -128,6 +168,11 @@ def tensors(path):
     Raises:
         UserError: torch is missing, or the file cannot be read.
     """
+    return _arrays(_load(path))
+
+
+def _load(path):
+    """What torch.save was given for a file; for objects of unknown classes, what is known of them."""
     try:
         import torch
     except ImportError as error:
@@ -140,24 +185,31 @@ def tensors(path):
             stored = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: no checkpoint that PyTorch can read ({brief(error)}); download it again") from error
+    return stored
+
+
+def _arrays(stored):
+    """{name: array} of what a file held."""
     weights = stored
     for key in WEIGHTS:
         if isinstance(stored, dict) and key in stored:
             weights = stored[key]
     if not isinstance(weights, dict):
         return {}
-    return {name: value.numpy() for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    return {name: value.detach().numpy() for name, value in weights.items() if hasattr(value, "detach")}
 
 
 def _stub():
-    """A class that takes the place of one that is not here."""
+    """A class that takes the place of one that is not here, and keeps its state."""
 
     class Stub:
         def __init__(self, *arguments, **options):
             pass
 
+        state = None
+
         def __setstate__(self, state):
-            pass
+            self.state = state
 
         def __setitem__(self, key, value):
             pass

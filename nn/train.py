@@ -49,13 +49,17 @@ class Task:
         worst_score: of an untrained model in the original's bookkeeping.
         seconds_per_frame: of the lengths in batches.
         length_key: under which batches have their lengths, [batch].
-        config: what config.json says besides, by the names of flags.
+        config: what config.json says besides, by the names of flags; a run that goes on must have the same.
+        notes: what it says besides that may change.
         check_inputs: checks the files behind the batches again, after one could not be read; raises UserError.
         names_of: (epoch, indices of its batch) -> names of the mixtures.
         pictures: (folder, step) -> None, writes summaries inside the default summary writer.
         fixed_lengths: all training batches have one length.
         count_macs: multiply-accumulates of a forward pass on a batch; None: nn.cost counts them.
         least_loss, largest_loss: see TrainStep.
+        evaluate: () -> {name: mean} of validation besides, with the averaged weights in place; for what takes so long
+            that it is not done for all of the validation set. The score may be among these.
+        validate_epochs: epochs between validations.
     """
 
     system: str
@@ -71,6 +75,7 @@ class Task:
     worst_score: float
     seconds_per_frame: float
     config: dict = dataclasses.field(default_factory=dict)
+    notes: dict = dataclasses.field(default_factory=dict)
     check_inputs: Callable = lambda: None
     names_of: Callable = lambda epoch, indices: [f"line {i + 1}" for i in indices]
     pictures: Callable = lambda folder, step: None
@@ -79,6 +84,8 @@ class Task:
     count_macs: Callable | None = None
     least_loss: float | None = None
     largest_loss: float | None = None
+    evaluate: Callable = dict
+    validate_epochs: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +98,7 @@ class TrainOptions:
         strategy: tf.distribute strategy that the model was made in.
         resume_model: checkpoint to start from, unless the folder holds one.
         load: the same, but its weights alone; a classifier of other classes starts anew.
-        clip_norm, accumulate, ema_decay, scale_loss, jit_compile: see TrainStep.
+        clip_norm, clip_percentile, clip_pieces, accumulate, ema_decay, scale_loss, jit_compile: see TrainStep.
         max_bad_steps: steps in a row whose loss or gradient is not finite, after which training stops.
         log_steps: steps between two lines of numbers.
         save_steps: steps between checkpoints within an epoch; 0: none.
@@ -107,6 +114,8 @@ class TrainOptions:
     resume_model: str = ""
     load: str = ""
     clip_norm: float = 0.0
+    clip_percentile: float = 0.0
+    clip_pieces: bool = False
     accumulate: int = 1
     ema_decay: float = 0.0
     scale_loss: bool = False
@@ -249,6 +258,8 @@ def train(task, options):
         options.strategy,
         task.epochs.batch_size,
         clip_norm=options.clip_norm,
+        clip_percentile=options.clip_percentile,
+        clip_pieces=options.clip_pieces,
         accumulate=options.accumulate,
         ema_decay=options.ema_decay,
         scale_loss=options.scale_loss,
@@ -266,7 +277,7 @@ def train(task, options):
         cost.print_forecast(task, options, step)
         return state
     if chief:
-        checkpoint.write_config(options.folder, task.system, task.model, **task.config)
+        checkpoint.write_config(options.folder, task.system, task.model, **task.config, **task.notes)
         write_text(
             os.path.join(options.folder, "flags.txt"),
             "\n".join(filter(None, (flag.serialize() for flag in project_flags()))) + "\n",
@@ -287,6 +298,7 @@ def train(task, options):
             higher_is_better=task.higher_is_better,
             save_steps=options.save_steps,
             finish=options.finish,
+            every=task.validate_epochs,
             after_step=run.stop_if_asked,
         )
     print(
@@ -551,7 +563,7 @@ class Run:
                     totals[name] += float(value)
             if self.signal is None:
                 count = totals.pop("count")
-                means = {name: total / count for name, total in totals.items()}
+                means = {name: total / count for name, total in totals.items()} | self.task.evaluate()
                 self._show(means, step - 1)
         self.stop_if_asked(self.state)
         shown = ", ".join(f"{name} {value:.3f}" for name, value in means.items())

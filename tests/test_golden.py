@@ -10,6 +10,9 @@ import sys
 
 import golden_binaural
 import golden_binaural_data
+import golden_diffsep
+import golden_diffsep_data
+import golden_diffsep_process
 import golden_faces
 import golden_spex_plus
 import golden_spex_plus_data
@@ -49,10 +52,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN_DIR = pathlib.Path(os.environ.get("GOLDEN_DIR", pathlib.Path(__file__).parent / "golden"))
 PROCEDURES = {}
 PROCEDURES.update(golden_binaural_data.PROCEDURES)
+PROCEDURES.update(golden_diffsep_data.PROCEDURES)
 PROCEDURES.update(golden_spex_plus_data.PROCEDURES)
 PROCEDURES.update(golden_spex_plus.PROCEDURES)
 PROCEDURES.update(golden_binaural.PROCEDURES)
 PROCEDURES.update(golden_faces.PROCEDURES)
+PROCEDURES.update(golden_diffsep_process.PROCEDURES)
+PROCEDURES.update(golden_diffsep.PROCEDURES)
 
 
 def procedure(system, kind):

@@ -10,6 +10,7 @@ makes
     faces/videos/<talker>.faces.csv    where the face is in every frame
     faces/list.csv                     segments of 6 s: video, start, end, x, y
     faces/split.csv                    which talkers are for training, validation and test
+    faces/conversation.mp4             two talkers for test who talk at once, one of whom leaves for a while
 
 from which the stages crop, cut_audio, embed_faces and mix go on. No recording of anybody is needed. How wide a mouth
 opens follows the loudness of every 40 ms, how broad it is their spectral brightness. Killed at any moment, the same
@@ -384,7 +385,9 @@ def make_talking_faces(folder, talkers_per_set, segments=3, seed=0, overwrite=Fa
     """
     settings = {"talkers": {name: talkers_per_set[name] for name in SETS}, "segments": segments, "seed": seed}
     videos = os.path.join(folder, "videos")
-    claim_folder(videos, settings, overwrite, companions=[os.path.join(folder, n) for n in ("list.csv", "split.csv")])
+    claim_folder(videos, settings, overwrite, companions=[
+        os.path.join(folder, name) for name in ("list.csv", "split.csv", "conversation.mp4", "conversation.faces.csv")
+    ])  # fmt: skip
     print(make_corpus(
         folder,
         seed=seed,
@@ -406,9 +409,24 @@ def make_talking_faces(folder, talkers_per_set, segments=3, seed=0, overwrite=Fa
             split.append((os.path.basename(path)[:-4], TABLES[set_name]))
     found = parallel_map(_make_video, jobs, num_workers, "talking faces")
     rows = [row for rows in found for row in rows]
+    _make_conversation(folder, [job for job, (_, table) in zip(jobs, split) if table == TABLES["tt"]])
     write_text(os.path.join(folder, "split.csv"), "video,set\n" + "".join(f"{v},{s}\n" for v, s in split))
     write_text(os.path.join(folder, "list.csv"), "".join(",".join(map(str, row)) + "\n" for row in rows))
     return f"{folder}: {len(jobs)} videos, {len(rows)} segments of {SEGMENT_SECONDS} s"
+
+
+def _make_conversation(folder, jobs):
+    """Makes the video of two talkers, a man and a woman if there are both, unless it is there."""
+    path = os.path.join(folder, "conversation.mp4")
+    if len(jobs) < 2 or (os.path.exists(path) and os.path.exists(faces_path(path))):
+        return
+    first = jobs[0]
+    second = next((job for job in jobs if job.sex != first.sex), jobs[1])
+    voices = [
+        (job.talker, job.sex, np.concatenate([read_mono(wav, SAMPLE_RATE) for wav in job.wavs]))
+        for job in (first, second)
+    ]
+    write_conversation(path, voices, leaves={1: (4.0, 6.0)}, seed=first.seed)
 
 
 def _make_video(job):
