@@ -10,6 +10,7 @@ import sys
 
 import golden_binaural
 import golden_binaural_data
+import golden_looking_to_listen
 import golden_spex_plus
 import golden_spex_plus_data
 import keras
@@ -51,6 +52,7 @@ PROCEDURES.update(golden_binaural_data.PROCEDURES)
 PROCEDURES.update(golden_spex_plus_data.PROCEDURES)
 PROCEDURES.update(golden_spex_plus.PROCEDURES)
 PROCEDURES.update(golden_binaural.PROCEDURES)
+PROCEDURES.update(golden_looking_to_listen.PROCEDURES)
 
 
 def procedure(system, kind):
