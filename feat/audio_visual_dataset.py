@@ -18,8 +18,8 @@ Every pipeline gives batches that are dictionaries:
   samples     [batch] int32                          true length; the rest is zero padding at the end
   index       [batch] int32                          line of the table, for messages
 
-All dimensions but faces and size are free, so that a tf.function traced once (feat.dataset.free_lengths) takes every
-batch. Several processes and devices share a global batch, see feat.dataset.Share.
+In training all lengths are known; in evaluation they are free, so that a tf.function traced once
+(feat.dataset.free_lengths) takes every batch. Several processes and devices share a global batch, see feat.dataset.Share.
 """
 
 import csv
@@ -73,9 +73,9 @@ def embedding_path(audio):
 
 
 def video_id(path):
-    """What tells clips of different videos apart: the name without its part, "final", and the place of the face."""
+    """Which video a clip is of: its name without the place of the face, "_final", and "@" and what comes behind it."""
     stem = os.path.splitext(os.path.basename(path))[0]
-    return re.sub(r"(_\d+_\d+)?(_final)?(_part\d+)?$", "", stem, count=1) or stem
+    return re.sub(r"(_\d+_\d+)?_final$", "", stem).split("@")[0]
 
 
 def read_table(path):
@@ -124,18 +124,18 @@ def require_embedder(folder, wanted, source):
     """Raises UserError unless the embeddings of a folder are of the embedder that a model was trained with.
 
     Args:
-        wanted: {"name", "size"} of the model, None: it does not say.
+        wanted: {"name", "size", ...} of the model, None: it does not say.
         source: of the model, for the message.
 
     Returns:
         That of the folder.
     """
     found = read_embedder(folder)
-    for key in ("name", "size") if wanted else ():
-        if wanted.get(key) not in (None, found[key]):
+    for key, value in (wanted or {}).items():
+        if found.get(key) != value:
             raise UserError(
-                f"{folder}: embeddings of {found['name']}, {found['size']} numbers; {source} was trained with"
-                f" {wanted.get('name')}, {wanted.get('size')} numbers; make them again with that embedder"
+                f"{os.path.join(folder, EMBEDDER)}: {key} of the embeddings is {found.get(key)}, {source} was trained"
+                f" with {value}; make them again with that embedder"
             )
     return found
 
@@ -218,7 +218,8 @@ def evaluation_batches(mixtures, share=Share()):
     index, lines = batches_in_order(len(mixtures), 1, share)
     longest = mixtures.samples[lines]
     images = np.broadcast_to(longest.max(axis=1, keepdims=True), longest.shape) // SAMPLES_PER_IMAGE
-    return _batches(mixtures, index, lines, longest, np.maximum(images, 1), np.ones((*lines.shape, mixtures.faces)), share)
+    seen = np.ones((*lines.shape, mixtures.faces))
+    return _batches(mixtures, index, lines, (longest, np.maximum(images, 1)), seen, share)
 
 
 def evaluate(mixtures):
@@ -236,8 +237,7 @@ def training_batches(mixtures, batch_size, seed, epoch, skip=0, samples=3 * SAMP
     """
     order = epoch_order(mixtures.samples, batch_size, seed, epoch)
     seen = seen_faces((*order.shape, mixtures.faces), drop_faces, np.random.default_rng((seed, epoch, 31)))
-    longest = np.full(order.shape, samples)
-    return _batches(mixtures, order, order, longest, longest // SAMPLES_PER_IMAGE, seen, share, skip)
+    return _batches(mixtures, order, order, (samples, samples // SAMPLES_PER_IMAGE), seen, share, skip)
 
 
 def seen_faces(shape, drop, generator):
@@ -248,13 +248,16 @@ def seen_faces(shape, drop, generator):
     return seen.astype(np.float32)
 
 
-def _batches(mixtures, index, lines, longest, images, seen, share, skip=0):
+def _batches(mixtures, index, lines, lengths, seen, share, skip=0):
+    """`lengths`: samples and images of every example, numbers or, where they are not all the same, arrays."""
     read_file = mixtures.files.reader()
     embeddings = tf.constant([row.embeddings[: mixtures.faces] for row in mixtures.rows])
     samples, scales = tf.constant(mixtures.samples, tf.int32), tf.constant(mixtures.scales)
     count = len(mixtures)
+    vary = isinstance(lengths[0], np.ndarray)
 
-    def read(index, line, longest, images, seen):
+    def read(index, line, seen, *own_lengths):
+        longest, images = own_lengths if vary else lengths
         signals = [_fit(read_file(line + i * count, 0, longest), longest) for i in range(mixtures.faces + 1)]
         faces = [
             _fit(_read_embedding(mixtures, embeddings[line, i]), images) * seen[i] for i in range(mixtures.faces)
@@ -267,18 +270,19 @@ def _batches(mixtures, index, lines, longest, images, seen, share, skip=0):
             "index": index,
         }
 
-    return pieces((index, lines, longest, images, seen.astype(np.float32)), read, share, skip)
+    return pieces((index, lines, seen.astype(np.float32), *(lengths if vary else ())), read, share, skip)
 
 
 def _read_embedding(data, path):
-    embedding = read_npy(tf.strings.join([data.folder, path], os.sep))
+    embedding = read_npy(tf.strings.join([os.fspath(data.folder), path], os.sep))
     return tf.ensure_shape(embedding, (None, data.size))
 
 
 def _fit(x, length):
-    """[n, ...] cut or padded with zeros to [length, ...]."""
+    """[n, ...] cut or padded with zeros to [length, ...]; the length is known if it is no tensor."""
     x = x[:length]
-    return tf.pad(x, [[0, length - tf.shape(x)[0]], *[[0, 0]] * (x.shape.rank - 1)])
+    x = tf.pad(x, [[0, length - tf.shape(x)[0]], *[[0, 0]] * (x.shape.rank - 1)])
+    return x if tf.is_tensor(length) else tf.ensure_shape(x, (length, *x.shape[1:]))
 
 
 # Mixing on the fly ----------------------------------------------------------------------------------
@@ -426,7 +430,7 @@ def mixed_batches(pool, batch_size, batches, seed, epoch, skip=0, samples=3 * SA
             late = tf.maximum(shifts[i], 0)
             signal = read_file(picked[i], skipped * SAMPLES_PER_IMAGE, skipped * SAMPLES_PER_IMAGE + samples)
             signal = tf.pad(signal, [[late * SAMPLES_PER_IMAGE, 0]])
-            sources.append(tf.ensure_shape(_fit(signal, samples), (samples,)) * gains[i])
+            sources.append(_fit(signal, samples) * gains[i])
             if i < pool.faces:
                 face = _read_embedding(pool, embeddings[picked[i]])[skipped:]
                 faces.append(_fit(tf.pad(face, [[late, 0], [0, 0]]), images) * seen[i])
@@ -435,7 +439,7 @@ def mixed_batches(pool, batch_size, batches, seed, epoch, skip=0, samples=3 * SA
         if noisy:
             has_noise = tf.cast(noise >= 0, tf.float32)
             added = _fit(read_file(tf.maximum(noise, 0), noise_start, noise_start + samples), samples)
-            mixture += tf.ensure_shape(added, (samples,)) * noise_gain * has_noise
+            mixture += added * noise_gain * has_noise
             parts += has_noise
         return {
             "mixture": mixture / parts,

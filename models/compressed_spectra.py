@@ -12,7 +12,7 @@ Spectrograms are [..., frames, bins, 2], real and imaginary part.
 import numpy as np
 from keras import ops
 
-from models.spectral import frame, overlap_add
+from models.spectral import fourier_matrix, frame, inverse_fourier_matrix, overlap_add
 
 SAMPLE_RATE = 16000
 FFT_SIZE, HOP, WINDOW = 512, 160, 400
@@ -40,8 +40,11 @@ def padded_window():
 
 def stft(waves):
     """[..., samples] -> [..., frames, bins, 2]; frame t covers the samples from HOP t on, FFT_SIZE of them."""
-    frames = frame(waves, FFT_SIZE, HOP) * ops.convert_to_tensor(padded_window(), "float32")
-    return ops.stack(ops.rfft(frames, fft_length=FFT_SIZE), axis=-1)
+    # By a matrix: behind ops.rfft TensorFlow's optimiser takes the number of frames for that of bins in some gradients.
+    matrix = padded_window()[:, None] * fourier_matrix(FFT_SIZE)
+    frames = frame(waves, FFT_SIZE, HOP)
+    spectra = ops.matmul(frames, ops.convert_to_tensor(matrix, "float32"))
+    return ops.reshape(spectra, (*ops.shape(frames)[:-1], BINS, 2))
 
 
 def istft(spectra, floor=FLOOR):
@@ -51,11 +54,12 @@ def istft(spectra, floor=FLOOR):
         floor: the sum of squared windows is taken to be this share of its largest value at least; 0: sums are
             divided by as they are, however small, which makes ends large, as the reference does.
     """
-    window = ops.convert_to_tensor(padded_window(), "float32")
-    parts = ops.split(spectra, 2, axis=-1)
-    frames = ops.irfft(tuple(ops.squeeze(part, axis=-1) for part in parts), fft_length=FFT_SIZE) * window
-    weights = overlap_add(ops.ones((ops.shape(spectra)[-3], 1)) * ops.square(window), HOP)
-    signal = overlap_add(frames, HOP)
+    window = padded_window()
+    squares = ops.convert_to_tensor(np.square(window), "float32")
+    weights = overlap_add(ops.ones((ops.shape(spectra)[-3], 1)) * squares, HOP)
+    matrix = ops.convert_to_tensor(inverse_fourier_matrix(FFT_SIZE) * window, "float32")
+    flat = ops.reshape(spectra, (*ops.shape(spectra)[:-2], 2 * BINS))
+    signal = overlap_add(ops.matmul(flat, matrix), HOP)
     if floor:
         return signal / ops.maximum(weights, float(floor * np.max(np.square(hann()))))
     return ops.where(weights > TINY, signal / ops.where(weights > TINY, weights, 1.0), signal)

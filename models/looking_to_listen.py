@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from models.compressed_spectra import BINS, HOP, KINDS, LEVELS, SAMPLE_RATE, Frontend
-from models.conv import PointwiseConv, pointwise
+from models.conv import PointwiseConv, dilated_conv, pointwise
 from models.norm import BatchNorm
 
 NORMS = ("unit", "time")
@@ -127,9 +127,7 @@ class ConvNormRelu(keras.layers.Layer):
 
     def convolve(self, x, kernel):
         """Without bias."""
-        return ops.conv(
-            x, kernel, strides=1, padding="same", data_format="channels_last", dilation_rate=self.dilation
-        )
+        return dilated_conv(x, kernel, self.dilation)
 
     def call(self, x, training=False):
         kernel, bias = (ops.cast(weight, x.dtype) for weight in (self.kernel, self.bias))
@@ -417,8 +415,8 @@ class LookingToListen(keras.Model):
             raise ValueError(f"{embeddings.shape[1]} faces, the network has {self.faces}")
         if mixture.shape[1] is not None and self.clip_frames not in (None, mixture.shape[1]):
             raise ValueError(f"{mixture.shape[1]} frames, a network with norm time takes {self.clip_frames}")
-        frames = ops.shape(mixture)[1]
         streams = [self.listen(ops.cast(mixture, self.compute_dtype), training)]
+        frames = ops.shape(streams[0])[1]
         for face in ops.split(ops.cast(embeddings, self.compute_dtype), self.faces, axis=1):
             streams.append(self.look(ops.squeeze(face, axis=1), frames, training))
         masks = self.masks(self.decide(ops.concatenate(streams, axis=-1), training))
