@@ -387,7 +387,7 @@ looking_to_listen() {
   case $preset in
     small) # Small enough for two CPU cores; every number was tried on the built-in corpus.
       corpus_flags=(--tr_talkers=120 --cv_talkers=10 --tt_talkers=20)
-      mix_flags=(--train_mixtures=0 --val_mixtures=20 --test_mixtures=60)
+      mix_flags=(--train_mixtures=1000 --val_mixtures=20 --test_mixtures=60)
       train_flags=(--preset=small)
       ;;
     original) dynamic= ;; # the scripts' own defaults
@@ -395,7 +395,7 @@ looking_to_listen() {
   esac
   case " ${given[*]} " in *" --dynamic_mixing"[\ =]*) dynamic=1 ;; esac
   local folder=(--data_folder="$data")
-  local models=exp/$exp_name/models output=exp/$exp_name/output_tt
+  local models=exp/$exp_name/models output=exp/$exp_name/output_test
 
   install corpus,faces
   local start=$SECONDS
@@ -426,16 +426,16 @@ looking_to_listen() {
   fi
   if run_stage 5 "separation and evaluation"; then
     local table=test.csv
-    [ -f "$data/test.csv" ] || table=val.csv
+    [ -f "$data/test.csv" ] || table=val.csv output=exp/$exp_name/output_val
     script all nn/looking_to_listen.py "${folder[@]}" --exp_name="$exp_name" --time_stamp="$time_stamp" \
-      --resume_model="$models/$time_stamp/best" --is_deploy=1 --table=$table
+      --resume_model="$models/$time_stamp/best" --is_deploy=1 --swap_faces --table=$table
   fi
   if [ -n "$drawn" ] && run_stage 6 "a video of two talkers"; then
     script all nn/separate.py --resume_model="$models/$time_stamp/best" --detector=told --render \
       --video="$data/conversation.mp4" --output_dir="exp/$exp_name/conversation"
   fi
   if [ "$stop_stage" -ge 5 ]; then
-    say_where "separated wavs" "$output/files" "$models/$time_stamp/pictures" "$models" "$output"
+    say_where "separated wavs" "$output" "$models/$time_stamp/pictures" "$models" "$output/scores"
     [ -z "$drawn" ] || echo "a video, and one a face  $data/conversation.mp4  exp/$exp_name/conversation"
   fi
   echo "done in $((SECONDS - start)) s"

@@ -43,6 +43,8 @@ _FREE_AXES = {
     "samples": (0,),
     "enrolment_samples": (0,),
     "speaker": (0,),
+    # Of feat/audio_visual_dataset.py, otherwise as of triplets:
+    "embeddings": (0, 2),
 }
 BUCKET_BATCHES = 50  # batches whose utterances are sorted by length together
 

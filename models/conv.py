@@ -253,6 +253,36 @@ def tiled_kernel_gradient(x, upstream):
     return ops.reshape(ops.matmul(KERNEL_SUMS.T.astype("float32"), found), (3, 3, channels, filters))
 
 
+def dilated_conv(x, kernel, dilation):
+    """Convolution with zeros around x that keep its size.
+
+    Places that are a multiple of the dilation apart go into an example of their own, where they are neighbours.
+    (TensorFlow does the same for a dilation that is given to it, but its optimiser then takes lengths that are not
+    known for others where the size of the batch is.)
+
+    Args:
+        x: [batch, (rows, columns) or (columns,), channels].
+        kernel: [(rows, columns) or (columns,), channels, filters], of odd sizes.
+        dilation: along each of these axes.
+    """
+    if all(d == 1 for d in dilation):
+        return convolve(x, kernel, True)
+    batch, *sizes, channels = ops.shape(x)
+    axes = range(len(sizes))
+    counts = [(size + d - 1) // d for size, d in zip(sizes, dilation)]
+    x = ops.pad(x, [(0, 0), *((0, count * d - size) for count, d, size in zip(counts, dilation, sizes)), (0, 0)])
+    split = [part for count, d in zip(counts, dilation) for part in (count, d)]
+    x = ops.reshape(x, (batch, *split, channels))
+    inner, outer = [2 + 2 * i for i in axes], [1 + 2 * i for i in axes]
+    x = ops.transpose(x, (0, *inner, *outer, len(split) + 1))
+    x = convolve(ops.reshape(x, (-1, *counts, channels)), kernel, True)
+    filters = kernel.shape[-1]
+    x = ops.reshape(x, (batch, *dilation, *counts, filters))
+    back = [axis for i in axes for axis in (1 + len(sizes) + i, 1 + i)]
+    x = ops.reshape(ops.transpose(x, (0, *back, len(split) + 1)), (batch, *(count * d for count, d in zip(counts, dilation)), filters))
+    return ops.slice(x, [0] * (len(sizes) + 2), (batch, *sizes, filters))
+
+
 # Layers -------------------------------------------------------------------------------------------
 
 

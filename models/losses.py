@@ -281,3 +281,31 @@ def mean_frame_cost(costs, frames, leading=None):
         return ops.sum(cheapest * frame_mask(frames, count), axis=-1) / frames
     padded = ops.cast(count + leading, "float32")
     return ops.sum(cheapest, axis=-1) / padded * ops.max(frames) / ops.mean(frames)
+
+
+def discriminative_loss(estimates, references, gamma=0.1):
+    """Squared distance to the own reference, less gamma times those to the others': [batch].
+
+    Its mean over frames, bins and parts, of the sum over talkers. Can be negative; with gamma above 0 the estimates that
+    make it smallest are the references less a share of the others. Source: Huang et al., "Joint Optimization of Masks
+    and Deep Recurrent Neural Networks for Monaural Source Separation", 2015; vitrioil/Speech-Separation.
+
+    Args:
+        estimates, references: [batch, talkers, frames, bins, 2], in the same order.
+        gamma: 0: the squared error alone.
+    """
+    talkers = references.shape[1]
+    axes = tuple(range(2, len(references.shape)))
+    own = ops.mean(ops.square(references - estimates), axis=axes)  # [B, talkers]
+    loss = ops.sum(own, axis=1)
+    if gamma and talkers > 1:
+        for shift in range(1, talkers):
+            other = ops.mean(ops.square(references - ops.roll(estimates, shift, axis=1)), axis=axes)
+            loss = loss - gamma * ops.sum(other, axis=1)
+    return loss
+
+
+def spectral_snr(estimates, references):
+    """Mean SNR over talkers of compressed spectrograms [batch, talkers, frames, bins, 2]: [batch], dB."""
+    flat = [ops.reshape(x, (*ops.shape(x)[:2], -1)) for x in (estimates, references)]
+    return ops.mean(snr(*flat), axis=1)

@@ -1,5 +1,7 @@
 """Normalisation layers. All of them compute in float32, whatever the precision of the network."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -139,7 +141,7 @@ class ChannelNorm(ScaledNorm):
 class BatchNorm(ScaledNorm):
     """Batch norm as PyTorch computes it: the moving variance takes up the unbiased variance of a batch.
 
-    Input and output: [batch, frames, channels].
+    Input and output: [batch, ..., channels].
 
     Args:
         momentum: share of the old value that the moving statistics keep.
@@ -156,13 +158,13 @@ class BatchNorm(ScaledNorm):
         self.moving_variance = self.add_weight(shape=shape, initializer="ones", trainable=False, name="moving_variance")
 
     def call(self, x, training=False, frame_mask=None):
-        """With frame_mask [batch, frames, 1] only the frames that have 1 count in the statistics."""
+        """With frame_mask [batch, frames, 1], of such inputs, only frames that have 1 count in the statistics."""
         mean, variance = self.moving_mean, self.moving_variance
         if training:
             if frame_mask is None:
-                batch, frames, _ = ops.shape(x)
-                count = ops.cast(batch * frames, "float32")
-                mean, variance = ops.moments(x, axes=[0, 1])
+                *axes, _ = ops.shape(x)
+                count = ops.cast(math.prod(axes), "float32")
+                mean, variance = ops.moments(x, axes=list(range(len(axes))))
             else:
                 count = ops.maximum(ops.sum(frame_mask), 1.0)
                 mean = ops.sum(x * frame_mask, axis=[0, 1]) / count
@@ -172,6 +174,11 @@ class BatchNorm(ScaledNorm):
                 moving.assign(self.momentum * moving + (1.0 - self.momentum) * ops.stop_gradient(new))
         scale = self.gamma * ops.rsqrt(variance + self.epsilon)
         return x * scale + (self.beta - mean * scale)
+
+    def scale_and_offset(self):
+        """What values are multiplied by, and what is added then, outside training: [channels] twice, float32."""
+        scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
+        return scale, self.beta - self.moving_mean * scale
 
     def get_config(self):
         return super().get_config() | {"momentum": self.momentum}

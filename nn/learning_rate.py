@@ -197,6 +197,37 @@ def _cosine(start, end, done):
     return end + (start - end) / 2 * (1 + math.cos(math.pi * done))
 
 
+class CyclicRule:
+    """The rate goes up and down between two values along straight lines, for ever.
+
+    Args:
+        low, high: rates.
+        rise: steps up, and as many down.
+        steps, validation_steps: of an epoch; the cycle goes on in validation too where validation_steps is not 0.
+
+    Source: Smith, "Cyclical Learning Rates for Training Neural Networks", 2017 (triangular), as
+    vitrioil/Speech-Separation uses it. There validation moves the cycle as well.
+    """
+
+    def __init__(self, low, high, rise, steps=1, validation_steps=0):
+        self.initial = low
+        self.high = high
+        self.rise = rise
+        self.steps = steps
+        self.validation_steps = validation_steps
+
+    def start_epoch(self, state):
+        """Nothing happens at epochs."""
+
+    def rate(self, state):
+        """Learning rate of step `state.step`."""
+        done = state.step - 1
+        done += done // self.steps * self.validation_steps
+        place = done / self.rise % 2
+        state.rate = self.initial + (self.high - self.initial) * min(place, 2 - place)
+        return state.rate
+
+
 class FallingRule:
     """A rate that `start_epoch` lowers, kept in the state."""
 

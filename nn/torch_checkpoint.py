@@ -2,8 +2,9 @@
 
 SpEx+ has two: ir4kgl/ss_dla ("seed") and gemengtju/SpEx_Plus ("authors"); Binaural TasNet has that of SpeechBrain
 ("speechbrain"), whose checkpoints are folders with a file for each part; DiffSep has fakufaku/diffusion-separation
-("diffsep", see nn.diffsep_checkpoint). Which one it is, and the sizes of the network, follow from names and shapes
-inside. Files are read with torch's `weights_only`, which runs nothing that a
+("diffsep", see nn.diffsep_checkpoint); Looking to Listen has vitrioil/Speech-Separation and the recipe of asteroid,
+which have the same names ("catalyst", after their training loop). Which one it is, and the sizes of the network, follow
+from names and shapes inside. Files are read with torch's `weights_only`, which runs nothing that a
 file may hold; torch itself is needed for this alone: pip install "deep-casa[convert]".
 """
 
@@ -16,14 +17,20 @@ import zipfile
 import numpy as np
 
 from feat.files import UserError, brief
+from models.looking_to_listen import AUDIO_LAYERS, PARITY, VIDEO_LAYERS
 from models.mimo_tasnet import EARS
 from models.spex_plus import BRANCHES, VARIANTS
 from nn import diffsep_checkpoint
 
-WEIGHTS = ("state_dict", "model_state_dict")  # under which those of SpEx+ keep them
+WEIGHTS = ("state_dict", "model_state_dict")  # under which files keep them
 # Of a folder of SpeechBrain.
 PARTS = tuple(part + side for part in ("encoder", "masknet", "decoder") for side in "LR")
-SYSTEMS = {"seed": "spex_plus", "authors": "spex_plus", "speechbrain": "mimo_tasnet"}
+SYSTEMS = {
+    "seed": "spex_plus",
+    "authors": "spex_plus",
+    "speechbrain": "mimo_tasnet",
+    "catalyst": "looking_to_listen",
+}
 
 
 def is_torch_file(path):
@@ -61,6 +68,8 @@ def _stored_loss(folder):
 class ArrayReader:
     """The arrays of a PyTorch checkpoint by name, their axes reversed, which makes kernels channels-last.
 
+    Kernels of two axes keep the order of these.
+
     The same interface as nn.checkpoint.Reader.
 
     Args:
@@ -77,15 +86,25 @@ class ArrayReader:
             for name, array in arrays.items()
             if not name.endswith("num_batches_tracked")
         }
+        self.variant = variant_of(self.arrays)
+        if self.variant == "catalyst":
+            self._add_biases()
         self.shapes = {name: array.shape for name, array in self.arrays.items()}
-        self.variant = variant_of(self.shapes)
 
     @property
     def system(self):
         return SYSTEMS.get(self.variant, "unknown")
 
+    def _add_biases(self):
+        """PyTorch's LSTM has two biases, which are only ever added."""
+        for name in ("lstm.bias_ih_l0", "lstm.bias_ih_l0_reverse"):
+            other = name.replace("_ih_", "_hh_")
+            if name in self.arrays and other in self.arrays:
+                self.arrays[name.replace("_ih_", "_")] = self.arrays.pop(name) + self.arrays.pop(other)
+
     def __call__(self, name):
-        return self.arrays[name].T
+        array = self.arrays[name]
+        return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
     def reference_names(self, model):
         """{weight of ours: name here}."""
@@ -156,8 +175,9 @@ def read(path):
         reader = ArrayReader(folder, arrays)
     if reader.variant is None:
         raise UserError(
-            f"{path}: a PyTorch file, but not of SpEx+ by ir4kgl/ss_dla or gemengtju/SpEx_Plus, of DiffSep by"
-            " fakufaku/diffusion-separation, or a folder of BinauralWSJ0Mix by SpeechBrain; give one of these"
+            f"{path}: a PyTorch file, but not of SpEx+ by ir4kgl/ss_dla or gemengtju/SpEx_Plus, of Looking to Listen by"
+            " vitrioil/Speech-Separation or asteroid, of DiffSep by fakufaku/diffusion-separation, or a folder of"
+            " BinauralWSJ0Mix by SpeechBrain; give one of these"
         )
     return reader
 
@@ -223,6 +243,7 @@ def variant_of(names):
         ("seed", "speech_encoder.short_encoder.weight"),
         ("authors", "encoder_1d_short.weight"),
         ("speechbrain", "masknetL.bottleneck_conv1x1.conv.weight"),
+        ("catalyst", "audio_output.conv1.weight"),
     ):
         if name in names:
             return variant
@@ -356,7 +377,30 @@ def speechbrain_names(model):
     return names | _names(table)
 
 
-NAMES = {"seed": seed_names, "authors": authors_names, "speechbrain": speechbrain_names}
+def catalyst_names(model):
+    """As `seed_names`, for Looking to Listen."""
+    table = []
+    for stream, layers in (("audio", AUDIO_LAYERS), ("video", VIDEO_LAYERS)):
+        for i in range(1, len(layers) + 1):
+            table += [
+                (f"{stream}_{i}", f"{stream}_output.conv{i}", _CONV),
+                (f"{stream}_{i}/norm", f"{stream}_output.batch_norm{i}", _TORCH_BATCH_NORM),
+            ]
+    for i in range(1, 4):
+        table += [(f"dense_{i}", f"fc{i}", _CONV), (f"norm_{i}", f"batch_norm{i}", _TORCH_BATCH_NORM)]
+    names = _names([*table, ("mask", "complex_mask_layer", _CONV)])
+    for direction, end in (("forward", ""), ("backward", "_reverse")):
+        for ours, theirs in (("kernel", "weight_ih"), ("recurrent_kernel", "weight_hh"), ("bias", "bias")):
+            names[f"lstm/{direction}_{ours}"] = f"lstm.{theirs}_l0{end}"
+    return names
+
+
+NAMES = {
+    "seed": seed_names,
+    "authors": authors_names,
+    "speechbrain": speechbrain_names,
+    "catalyst": catalyst_names,
+}
 
 
 # Sizes --------------------------------------------------------------------------------------------
@@ -430,4 +474,33 @@ def speechbrain_settings(shapes):
     )
 
 
-SETTINGS = {"seed": seed_settings, "authors": authors_settings, "speechbrain": speechbrain_settings}
+def catalyst_settings(shapes):
+    """Constructor arguments of LookingToListen that follow from shapes, and what the seed has besides them."""
+    units_of_masks, units = shapes["complex_mask_layer.weight"]
+    last, video = shapes["audio_output.conv15.weight"][0], shapes["video_output.conv6.weight"][0]
+    inputs = shapes["lstm.weight_ih_l0"][1]  # last * bins + faces * video, where faces * bins = units_of_masks / 2
+    fitting = [
+        faces
+        for faces in range(1, inputs // video + 1)
+        if units_of_masks % (2 * faces) == 0 and last * units_of_masks // (2 * faces) + faces * video == inputs
+    ]
+    faces = fitting[0] if fitting else 1
+    return PARITY | dict(
+        faces=faces,
+        embedding_dim=shapes["video_output.conv1.weight"][1],
+        channels=shapes["audio_output.conv1.weight"][0],
+        last_channels=last,
+        video_channels=video,
+        lstm_units=shapes["lstm.weight_hh_l0"][1],
+        units=units,
+        bins=units_of_masks // (2 * faces),
+        frames=shapes["batch_norm1.weight"][0],
+    )
+
+
+SETTINGS = {
+    "seed": seed_settings,
+    "authors": authors_settings,
+    "speechbrain": speechbrain_settings,
+    "catalyst": catalyst_settings,
+}

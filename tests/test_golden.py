@@ -14,6 +14,7 @@ import golden_diffsep
 import golden_diffsep_data
 import golden_diffsep_process
 import golden_faces
+import golden_looking_to_listen
 import golden_spex_plus
 import golden_spex_plus_data
 import keras
@@ -59,6 +60,7 @@ PROCEDURES.update(golden_binaural.PROCEDURES)
 PROCEDURES.update(golden_faces.PROCEDURES)
 PROCEDURES.update(golden_diffsep_process.PROCEDURES)
 PROCEDURES.update(golden_diffsep.PROCEDURES)
+PROCEDURES.update(golden_looking_to_listen.PROCEDURES)
 
 
 def procedure(system, kind):

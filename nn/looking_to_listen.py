@@ -1,0 +1,445 @@
+"""Looking to Listen: separates the voices whose faces are seen.
+
+    python nn/looking_to_listen.py --data_folder av --is_deploy 0      trains on av/train.csv, checks on av/val.csv; the
+                                                                       same command goes on
+    python nn/looking_to_listen.py --data_folder av --is_deploy 0 --dynamic_mixing
+                                                                       mixes the pieces of av/train.csv anew
+    python nn/looking_to_listen.py --data_folder av --is_deploy 1 --table val.csv [--count 3]
+                                                                       separates the mixtures of a table, and scores it
+
+--data_folder is what feat/avspeech makes: audio/, mixed/, embed/ and tables. CHECKPOINT, for --resume_model, is a
+prefix of ours, `best` beside it, or a PyTorch file of vitrioil/Speech-Separation or of asteroid's recipe, whose sizes
+are read from it (--spectrogram asteroid for the recipe's, --reshape for those trained before 13 February 2021).
+"""
+
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags
+from keras import ops
+
+from feat import audio_visual_dataset, dataset, postprocess
+from feat.audio import write_pcm16
+from feat.binaural_mix import find_noise
+from feat.files import UserError, make_writable_directory, run_script
+from feat.parallel import parallel_map, progress
+from models import losses
+from models.compressed_spectra import KINDS, SAMPLE_RATE
+from models.looking_to_listen import MASKS, PARITY, RESHAPES, LookingToListen
+from nn import checkpoint, devices, evaluate, learning_rate, metrics, summaries, train
+from nn.audio_visual import CLIP_SECONDS, SYSTEM, AudioVisualSeparator, load_settings
+from nn.deep_casa import checkpoint_to_use
+from nn.optimizers import make_optimizer
+
+FLAGS = flags.FLAGS
+
+LOSSES = ("discriminative", "si_sdr", "both")
+
+# Values of the flags of every system that were not given; of --parity the reference's.
+DEFAULTS = dict(clip_norm=5.0, cv_utterances=0)
+PARITY_DEFAULTS = dict(cv_utterances=0, gamma=0.1, cycle_in_validation=True, drop_faces=0.0)
+
+# Constructor arguments that flags set.
+SIZE_FLAGS = dict(
+    faces="faces",
+    channels="n_channels",
+    last_channels="n_last_channels",
+    video_channels="n_video_channels",
+    lstm_units="n_lstm_units",
+    units="n_units",
+    mask="mask",
+    spectrogram="spectrogram",
+    reshape="reshape",
+    dropout="dropout",
+)
+PRESETS = {
+    "published": dict(n_channels=96, n_last_channels=8, n_video_channels=256, n_lstm_units=400, n_units=600),
+    "small": dict(n_channels=24, n_last_channels=8, n_video_channels=96, n_lstm_units=160, n_units=240),
+}
+
+
+class AudioVisualSeparation:
+    """Objective of Looking to Listen: distance of compressed spectrograms, SI-SDR of waves, or both.
+
+    Args:
+        model: LookingToListen.
+        loss: one of LOSSES.
+        gamma: of losses.discriminative_loss.
+        wave_weight: of the negative SI-SDR, dB, where the loss is both.
+    """
+
+    def __init__(self, model, loss="discriminative", gamma=0.0, wave_weight=0.01):
+        if loss not in LOSSES:
+            raise ValueError(f"loss {loss!r}: should be one of {', '.join(LOSSES)}")
+        self.model = model
+        self.loss = loss
+        self.gamma = gamma
+        self.wave_weight = wave_weight
+
+    def spectral_loss(self, estimates, sources):
+        """Of compressed spectrograms [batch, faces, frames, bins, 2]: [batch]."""
+        return losses.discriminative_loss(estimates, sources, self.gamma)
+
+    def __call__(self, batch, training=False):
+        """(loss [batch], metrics), all of them [batch].
+
+        Args:
+            batch: "mixture" [batch, samples], "sources" [batch, faces, samples], "embeddings" [batch, faces, images,
+                size]. Outside training metrics of waves are given too: SI-SDR, BSS-Eval's SDR, and what is gained over
+                the mixture, dB.
+        """
+        sources = ops.cast(batch["sources"], "float32")
+        mixture, targets, _ = self.model.analyse(batch["mixture"], sources)
+        estimates = self.model((mixture, batch["embeddings"]), training=training)
+        # Data sets do not say how many faces there are before they are read.
+        targets = ops.reshape(targets, ops.shape(estimates))
+        found = {"snr": losses.spectral_snr(estimates, targets)}
+        loss = 0.0
+        if self.loss != "si_sdr":
+            loss = self.spectral_loss(estimates, targets)
+        if self.loss != "discriminative" or not training:
+            voices = self.model.synthesise(estimates, ops.shape(batch["mixture"])[1])
+            si_sdr = losses.si_sdr(voices, sources)
+            found["si_sdr"] = ops.mean(si_sdr, axis=1)
+            if self.loss != "discriminative":
+                loss = loss - found["si_sdr"] * (1.0 if self.loss == "si_sdr" else self.wave_weight)
+            if not training:
+                before = losses.si_sdr(ops.broadcast_to(ops.expand_dims(batch["mixture"], 1), ops.shape(sources)), sources)
+                found["si_sdri"] = ops.mean(si_sdr - before, axis=1)
+                sdr = tf.numpy_function(_sdr, [voices, sources, batch["mixture"]], tf.float32)
+                found["sdr"], found["sdri"] = tf.unstack(tf.ensure_shape(sdr, (2, None)))
+        return loss, found
+
+
+def _sdr(voices, sources, mixtures):
+    """[2, batch]: mean SDR, and what is gained of it over the mixture, dB; 0 where it is not defined."""
+    rows = []
+    for estimates, references, mixture in zip(voices, sources, mixtures):
+        sdr = metrics.sdr(estimates, references)
+        gained = sdr - metrics.sdr(np.tile(mixture, (len(references), 1)), references)
+        defined = np.isfinite(sdr) & np.isfinite(gained)
+        rows.append([x[defined].mean() if defined.any() else 0.0 for x in (sdr, gained)])
+    return np.array(rows, np.float32).T
+
+
+# From flags ---------------------------------------------------------------------------------------
+
+
+def define_flags():
+    """Flags of the script."""
+    train.define_training_flags(learning_rate=3e-4, lr_decay=0.5, epoch=40, batch_size=2)
+    define_model_flags()
+    flags.DEFINE_string("exp_name", "looking_to_listen", "name of the experiment: exp/<exp_name>")
+    flags.DEFINE_string("data_folder", "av", "holds audio/, mixed/, embed/ and tables")
+    flags.DEFINE_string("train_table", "train.csv", "below --data_folder")
+    flags.DEFINE_string("val_table", "val.csv", "below --data_folder")
+    flags.DEFINE_float("segment_seconds", CLIP_SECONDS, "of the training mixtures, cut or padded", lower_bound=0.5)
+    flags.DEFINE_bool("dynamic_mixing", False, "mix the pieces of --train_table anew at every step")
+    flags.DEFINE_integer("epoch_mixtures", 0, "in an epoch of --dynamic_mixing; 0: one for every piece", lower_bound=0)
+    flags.DEFINE_integer("talkers", 0, "in a mixture of --dynamic_mixing; 0: as many as faces, 2 at least", lower_bound=0)
+    flags.DEFINE_float("gain_db", 5.0, "of --dynamic_mixing: talkers are so much louder or softer at most", lower_bound=0)
+    flags.DEFINE_float("shift_seconds", 0.5, "of --dynamic_mixing: and so much earlier or later", lower_bound=0)
+    flags.DEFINE_string("noise_folder", "", "recordings of noise for --dynamic_mixing")
+    flags.DEFINE_float("noise_share", 0.5, "of the mixtures that have noise, if there is any", 0.0, 1.0)
+    flags.DEFINE_float("noise_gain", 0.3, "largest factor of noise", lower_bound=0)
+    flags.DEFINE_float("drop_faces", 0.1, "probability that a face is not seen in training; one always is", 0.0, 1.0)
+    flags.DEFINE_enum("loss", "discriminative", list(LOSSES), "of compressed spectrograms, of waves, or of both")
+    flags.DEFINE_float("gamma", 0.0, "of the discriminative loss; the reference's is 0.1", lower_bound=0)
+    flags.DEFINE_float("wave_weight", 0.01, "of the SI-SDR in --loss both, a dB", lower_bound=0)
+    flags.DEFINE_float("cycle_epochs", 4.0, "epochs in which the rate rises tenfold, and in which it falls", lower_bound=0.01)
+    flags.DEFINE_bool("cycle_in_validation", False, "validation moves the cycle too, as in the reference")
+    flags.DEFINE_bool("parity", False, "as the reference, quirks included; see the README")
+    flags.DEFINE_string("table", "val.csv", "that --is_deploy 1 separates, below --data_folder")
+    flags.DEFINE_integer("count", -1, "mixtures of it, the first ones; -1: all", lower_bound=-1)
+    flags.DEFINE_integer("save_audio", 10, "mixtures whose voices are saved as wavs; -1: all", lower_bound=-1)
+    flags.DEFINE_bool("swap_faces", False, "also separate every mixture with its faces exchanged, and score that too")
+    flags.DEFINE_bool("filter", False, "band pass behind the voices")
+    flags.DEFINE_bool("shelf", False, "more of low, less of high frequencies behind the voices")
+    flags.DEFINE_list("metrics", ["si_sdr", "sdr"], f"any of {', '.join(metrics.METRICS)}")
+    flags.DEFINE_integer("num_workers", 0, "processes that score; 0: all cores", lower_bound=0)
+
+
+def define_model_flags():
+    """Sizes, which the benchmark has too."""
+    published = PRESETS["published"]
+    flags.DEFINE_enum("preset", "published", list(PRESETS), "sizes; small is for two cores")
+    flags.DEFINE_integer("faces", 2, "that are seen at the same time", lower_bound=1)
+    flags.DEFINE_integer("n_channels", published["n_channels"], "of the convolutions over the spectrogram", lower_bound=1)
+    flags.DEFINE_integer("n_last_channels", published["n_last_channels"], "of the last of them", lower_bound=1)
+    flags.DEFINE_integer("n_video_channels", published["n_video_channels"], "of those over the faces", lower_bound=1)
+    flags.DEFINE_integer("n_lstm_units", published["n_lstm_units"], "of the LSTM, each way", lower_bound=1)
+    flags.DEFINE_integer("n_units", published["n_units"], "of the dense layers", lower_bound=1)
+    flags.DEFINE_enum("mask", "signed", list(MASKS), "parts between +-2, or between 0 and 2")
+    flags.DEFINE_enum("spectrogram", "magnitude", list(KINDS), "what is compressed; see models/compressed_spectra.py")
+    flags.DEFINE_enum("reshape", "", list(RESHAPES), "of the references before 13 February 2021")
+    flags.DEFINE_float("dropout", 0.2, "behind the dense layers", 0.0, 0.99)
+
+
+def apply_presets():
+    """Gives flags that were not given their values of --preset, of --parity, and of this system."""
+    chosen = PRESETS[FLAGS.preset] | (PARITY_DEFAULTS if FLAGS.parity else DEFAULTS)
+    if FLAGS.parity:
+        chosen |= {name: PARITY[name] for name in ("mask", "spectrogram")}
+    for name, value in chosen.items():
+        if not FLAGS[name].present:
+            FLAGS[name].value = value
+
+
+def settings_of_flags():
+    """Constructor arguments of LookingToListen, but for embedding_dim."""
+    settings = {argument: FLAGS[flag].value for argument, flag in SIZE_FLAGS.items()}
+    if FLAGS.parity:
+        settings = PARITY | settings
+    if settings["spectrogram"] == "asteroid":
+        settings |= {"levels": "none", "fixed": True}
+    return settings
+
+
+def model_settings(source="", embedding_dim=None):
+    """Constructor arguments of the model: those of a checkpoint, if there is one, or else of the flags.
+
+    Args:
+        source: checkpoint that weights will be taken from.
+        embedding_dim: of the data.
+
+    Raises:
+        UserError: a flag that was given, or the data, disagrees with the checkpoint.
+    """
+    settings = settings_of_flags()
+    if not source:
+        return settings | {"embedding_dim": embedding_dim}
+    told = {name: FLAGS[name].value for name in ("spectrogram", "reshape") if FLAGS[name].present}
+    stored, _ = load_settings(source, **told)
+    for argument, flag in SIZE_FLAGS.items():
+        if FLAGS[flag].present and stored.get(argument, settings[argument]) != settings[argument]:
+            raise UserError(
+                f"{source}: trained with --{flag} {stored[argument]}, but --{flag} {FLAGS[flag].value} was given;"
+                " leave it out or give another checkpoint"
+            )
+    if embedding_dim not in (None, stored["embedding_dim"]):
+        raise UserError(
+            f"{source}: takes embeddings of {stored['embedding_dim']} numbers, those of {FLAGS.data_folder} have"
+            f" {embedding_dim}; make them again with the embedder that it was trained with"
+        )
+    return settings | stored
+
+
+def embedder_of(source=""):
+    """What made the embeddings of --data_folder. Raises UserError if a checkpoint was trained with another."""
+    wanted = (checkpoint.read_config(source) or {}).get("embedder") if source else None
+    return audio_visual_dataset.require_embedder(FLAGS.data_folder, wanted, source)
+
+
+def read_rows(table):
+    """[Row] of a table below --data_folder."""
+    return audio_visual_dataset.read_table(os.path.join(FLAGS.data_folder, table))
+
+
+class TrainingData:
+    """Training and validation batches that the flags describe.
+
+    Args:
+        model: LookingToListen.
+
+    Attributes:
+        examples: in an epoch.
+    """
+
+    def __init__(self, model):
+        self.samples = round(FLAGS.segment_seconds * SAMPLE_RATE)
+        if model.fixed and self.samples != CLIP_SECONDS * SAMPLE_RATE:
+            raise UserError(f"--segment_seconds {FLAGS.segment_seconds}: this network takes {CLIP_SECONDS} s alone")
+        rows = read_rows(FLAGS.train_table)
+        self.pool = self.training = None
+        if FLAGS.dynamic_mixing:
+            noises = find_noise(FLAGS.noise_folder, FLAGS.seed)["tr"] if FLAGS.noise_folder else []
+            talkers = FLAGS.talkers or max(2, model.faces)
+            if talkers < model.faces:
+                raise UserError(f"--talkers {talkers}: fewer than the {model.faces} faces of the network")
+            self.pool = audio_visual_dataset.audio_visual_pieces(
+                FLAGS.data_folder, rows, talkers, model.faces, model.embedding_dim, noises
+            )
+            self.examples = FLAGS.epoch_mixtures or len(self.pool)
+        else:
+            self.training = audio_visual_dataset.audio_visual_set(
+                FLAGS.data_folder, rows, model.faces, model.embedding_dim
+            )
+            self.examples = len(self.training)
+        validation = read_rows(FLAGS.val_table)
+        validation = validation[: FLAGS.cv_utterances or None]
+        self.validation = audio_visual_dataset.audio_visual_set(
+            FLAGS.data_folder, validation, model.faces, model.embedding_dim
+        )
+
+    def training_batches(self, epoch, skip=0, share=dataset.Share()):
+        """Pieces of the batches of an epoch, the first `skip` left out."""
+        size = FLAGS.batch_size
+        options = dict(
+            seed=FLAGS.seed, epoch=epoch, skip=skip, samples=self.samples, drop_faces=FLAGS.drop_faces, share=share
+        )
+        if self.pool is None:
+            return audio_visual_dataset.training_batches(self.training, size, **options)
+        return audio_visual_dataset.mixed_batches(
+            self.pool,
+            size,
+            self.examples // size,
+            gain_db=FLAGS.gain_db,
+            shift_images=round(FLAGS.shift_seconds * audio_visual_dataset.IMAGE_RATE),
+            noise_share=FLAGS.noise_share,
+            noise_gain=FLAGS.noise_gain,
+            **options,
+        )
+
+    def validation_batches(self, share=dataset.Share()):
+        """Every validation mixture alone."""
+        return audio_visual_dataset.evaluation_batches(self.validation, share)
+
+    def names_of(self, epoch, indices):
+        """Names of the mixtures that have these indices in the batches of an epoch."""
+        if self.pool is not None:
+            return [f"dynamic mixture {index + 1} of epoch {epoch + 1}" for index in indices]
+        return [self.training.names[index] for index in indices]
+
+    def check(self):
+        """Looks at all files again. Raises UserError."""
+        self.validation.check()
+        (self.training or self.pool).check()
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def train_model():
+    """--is_deploy 0"""
+    strategy = devices.make_strategy()
+    source = FLAGS.resume_model or FLAGS.load
+    going_on = os.path.join(train.run_folder(), "best")
+    embedder = embedder_of(source or (going_on if os.path.exists(going_on) else ""))
+    with strategy.scope():
+        train.seed_everything(FLAGS.seed)
+        model = LookingToListen(**model_settings(source, embedder["size"]))
+        optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate)
+    data = TrainingData(model)
+    epochs = train.epochs_from_flags(data.examples, whole=True)
+    if FLAGS.lr_schedule == "original":
+        rule = learning_rate.CyclicRule(
+            FLAGS.learning_rate,
+            10 * FLAGS.learning_rate,
+            FLAGS.cycle_epochs * epochs.steps,
+            epochs.steps,
+            len(data.validation) if FLAGS.cycle_in_validation else 0,
+        )
+    else:
+        rule = train.rule_from_flags(epochs, patience=2, higher_is_better=not FLAGS.parity)
+    task = train.Task(
+        system=SYSTEM,
+        model=model,
+        optimizer=optimizer,
+        objective=AudioVisualSeparation(model, FLAGS.loss, FLAGS.gamma, FLAGS.wave_weight),
+        training_batches=data.training_batches,
+        validation_batches=data.validation_batches,
+        epochs=epochs,
+        rule=rule,
+        score="loss" if FLAGS.parity else "si_sdr",
+        higher_is_better=not FLAGS.parity,
+        worst_score=1e9 if FLAGS.parity else -1000.0,
+        seconds_per_frame=1 / SAMPLE_RATE,
+        length_key="samples",
+        config={"embedder": embedder, "sample_rate": SAMPLE_RATE},
+        check_inputs=data.check,
+        names_of=data.names_of,
+        pictures=summaries.AudioVisualPictures(
+            data.validation.names[: FLAGS.pictures],
+            lambda: audio_visual_dataset.evaluate(data.validation),
+            SAMPLE_RATE,
+            AudioVisualSeparator(model),
+        ),
+        fixed_lengths=True,
+        count_macs=lambda batch: model.count_macs(
+            model.frontend.frames(batch["mixture"].shape[1]), batch["embeddings"].shape[2]
+        ),
+    )
+    options = train.options_from_flags(strategy, task)
+    train.train(task, options)
+
+
+# Inference ----------------------------------------------------------------------------------------
+
+
+def infer():
+    """--is_deploy 1"""
+    devices.set_precision()
+    source = checkpoint_to_use()
+    embedder = embedder_of(source)
+    model = LookingToListen(**model_settings(source, embedder["size"]))
+    checkpoint.load_for_inference(source, SYSTEM, model)
+    separator = AudioVisualSeparator(model)
+    rows = read_rows(FLAGS.table)
+    rows = rows if FLAGS.count < 0 else rows[: FLAGS.count]
+    if not rows:
+        raise UserError("--count 0: nothing to separate; give a larger one")
+    mixtures = audio_visual_dataset.audio_visual_set(FLAGS.data_folder, rows, model.faces, model.embedding_dim)
+    folder = f"exp/{FLAGS.exp_name}/output_{os.path.splitext(os.path.basename(FLAGS.table))[0]}"
+    make_writable_directory(folder)
+    saved = len(mixtures) if FLAGS.save_audio < 0 else FLAGS.save_audio
+    jobs = []
+    for batch in progress(audio_visual_dataset.evaluate(mixtures), "separate", len(mixtures), unit="mixture"):
+        mixture, references = batch["mixture"][0].numpy(), batch["sources"][0].numpy()
+        voices = separator(mixture, batch["embeddings"][0])
+        if FLAGS.filter:
+            voices = postprocess.filter_audio(voices, SAMPLE_RATE, parity=FLAGS.parity)
+        if FLAGS.shelf:
+            voices = postprocess.shelf(voices, SAMPLE_RATE)
+        if len(jobs) < saved:
+            write_voices(folder, rows[len(jobs)], voices)
+        found = {"by face": voices}
+        if FLAGS.swap_faces:
+            found["faces exchanged"] = separator(mixture, np.roll(batch["embeddings"][0], 1, axis=0))
+        jobs.append((found, references, mixture, tuple(FLAGS.metrics)))
+    scored = parallel_map(score_mixture, jobs, FLAGS.num_workers, "score")
+    about = evaluate.Dataset(FLAGS.data_folder, "", FLAGS.table, model.faces, SAMPLE_RATE)
+    evaluation = evaluate.Evaluation(about, [], [row.name for row in rows], scored)
+    print(evaluate.write_report(evaluation, os.path.join(folder, "scores")), end="")
+    print(f"{folder}: scores of {len(rows)} mixtures, voices of {min(saved, len(rows))}")
+
+
+def score_mixture(job):
+    """{label: evaluate.UtteranceScores} of ({label: voices}, references, mixture, names of metrics).
+
+    The order is the faces', so what was separated with the faces exchanged is held against the voices exchanged.
+    """
+    found, references, mixture, names = job
+    before = metrics.score(np.tile(mixture, (len(references), 1)), references, SAMPLE_RATE, names)
+    scores = {evaluate.MIXTURE: evaluate.UtteranceScores((), metrics.with_improvements(before, before), {})}
+    for label, voices in found.items():
+        turn = 0 if label == "by face" else 1
+        after = metrics.score(voices, np.roll(references, turn, axis=0), SAMPLE_RATE, names)
+        after = metrics.with_improvements(after, {name: np.roll(values, turn) for name, values in before.items()})
+        scores[label] = evaluate.UtteranceScores(tuple(range(1, len(voices) + 1)), after, {})
+    return scores
+
+
+def write_voices(folder, row, voices):
+    """Writes <mixture>/<embedding's name>.wav of every face, all at one factor where one would be clipped."""
+    peak = max(1.0, float(np.max(np.abs(voices))))
+    for path, voice in zip(row.embeddings, voices):
+        stem = os.path.splitext(os.path.basename(path))[0]
+        write_pcm16(os.path.join(folder, row.name, stem + ".wav"), voice / peak, SAMPLE_RATE)
+
+
+def main(_):
+    keras.config.set_image_data_format("channels_last")
+    apply_presets()
+    if FLAGS.is_deploy == "2":
+        raise UserError("--is_deploy 2: nothing to export; 0 trains, 1 separates")
+    unknown = set(FLAGS.metrics) - set(metrics.METRICS)
+    if unknown or not FLAGS.metrics:
+        raise UserError(f"--metrics {','.join(FLAGS.metrics)}: should be some of {', '.join(metrics.METRICS)}")
+    {"0": train_model, "1": infer}[FLAGS.is_deploy]()
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_script(main)
