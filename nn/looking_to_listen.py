@@ -1,15 +1,13 @@
 """Looking to Listen: separates the voices whose faces are seen.
 
-    python nn/looking_to_listen.py --data_folder av --is_deploy 0      trains on av/train.csv, checks on av/val.csv; the
-                                                                       same command goes on
-    python nn/looking_to_listen.py --data_folder av --is_deploy 0 --dynamic_mixing
-                                                                       mixes the pieces of av/train.csv anew
-    python nn/looking_to_listen.py --data_folder av --is_deploy 1 --table val.csv [--count 3]
-                                                                       separates the mixtures of a table, and scores it
+    python nn/looking_to_listen.py --is_deploy 0                       trains on faces/train.csv, checks on faces/val.csv
+    python nn/looking_to_listen.py --is_deploy 0 --dynamic_mixing      mixes the pieces of faces/train.csv anew
+    python nn/looking_to_listen.py --is_deploy 1 --table val.csv [--count 3]    separates a table's mixtures, and scores
 
---data_folder is what feat/avspeech makes: audio/, mixed/, embed/ and tables. CHECKPOINT, for --resume_model, is a
-prefix of ours, `best` beside it, or a PyTorch file of vitrioil/Speech-Separation or of asteroid's recipe, whose sizes
-are read from it (--spectrogram asteroid for the recipe's, --reshape for those trained before 13 February 2021).
+The same command goes on where training was stopped. --data_folder (faces) is what feat/avspeech makes: audio/, mixed/,
+embed/ and tables. --resume_model takes a prefix of ours, `best` beside it, or a PyTorch file of vitrioil/Speech-Separation
+or of asteroid's recipe, whose sizes are read from it (--spectrogram asteroid for the recipe's, --reshape for those
+trained before 13 February 2021).
 """
 
 import os
@@ -132,7 +130,7 @@ def define_flags():
     train.define_training_flags(learning_rate=3e-4, lr_decay=0.5, epoch=40, batch_size=2)
     define_model_flags()
     flags.DEFINE_string("exp_name", "looking_to_listen", "name of the experiment: exp/<exp_name>")
-    flags.DEFINE_string("data_folder", "av", "holds audio/, mixed/, embed/ and tables")
+    flags.DEFINE_string("data_folder", "faces", "holds audio/, mixed/, embed/ and tables")
     flags.DEFINE_string("train_table", "train.csv", "below --data_folder")
     flags.DEFINE_string("val_table", "val.csv", "below --data_folder")
     flags.DEFINE_float("segment_seconds", CLIP_SECONDS, "of the training mixtures, cut or padded", lower_bound=0.5)

@@ -41,7 +41,7 @@ def pack(data_folder, archive, clips=False):
 
 
 def define_flags():
-    flags.DEFINE_string("data_folder", "data", "folder to pack")
+    flags.DEFINE_string("data_folder", "faces", "folder to pack")
     flags.DEFINE_string("archive", "data.zip", "zip to write")
     flags.DEFINE_bool("clips", False, "pack the clips too")
 

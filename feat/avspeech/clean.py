@@ -64,7 +64,7 @@ def clean_tables(data_folder, smallest=tables.SMALLEST_BYTES, parity=False, load
 
 
 def define_flags():
-    flags.DEFINE_string("data_folder", "data", "folder of the tables")
+    flags.DEFINE_string("data_folder", "faces", "folder of the tables")
     flags.DEFINE_integer("smallest_bytes", tables.SMALLEST_BYTES, "of a mixture's file", lower_bound=0)
     flags.DEFINE_string("loader_folder", None, "folder for copies of the tables with paths one folder deeper")
     flags.DEFINE_bool("parity", False, "drop whole videos of which one piece cannot be used")

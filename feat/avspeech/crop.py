@@ -157,7 +157,7 @@ def _crop(cropping, segment, stem, source):
 
 def define_flags():
     flags.DEFINE_string("list", None, "CSV without a header: video, start, end, x, y")
-    flags.DEFINE_string("data_folder", "data", "folder to write clips to")
+    flags.DEFINE_string("data_folder", "faces", "folder to write clips to")
     flags.DEFINE_string("video_folder", None, "folder of the videos; default: where the list is")
     flags.DEFINE_string("downloader", "", "command that fetches a video: {id} is its id, {output} the mp4 to write")
     flags.DEFINE_bool("keep_downloads", False, "keep whole videos, in the folder of the videos")

@@ -99,7 +99,7 @@ def cut_clip(job):
 
 
 def define_flags():
-    flags.DEFINE_string("data_folder", "data", "folder of the clips")
+    flags.DEFINE_string("data_folder", "faces", "folder of the clips")
     flags.DEFINE_bool("any_frame_rate", False, "take clips of other rates than 25 frames/s, by the times of frames")
     flags.DEFINE_float("tolerance", 0.5, "seconds by which sound may be longer than the pictures", lower_bound=0)
     flags.DEFINE_integer("num_workers", 0, "processes; 0: one for every core", lower_bound=0)

@@ -249,7 +249,7 @@ def check_ready(data_folder, embed_folder, size):
 
 
 def define_flags(names=("mouth", "dlib", "npy")):
-    flags.DEFINE_string("data_folder", "data", "folder of the clips")
+    flags.DEFINE_string("data_folder", "faces", "folder of the clips")
     flags.DEFINE_string("embed_folder", EMBED, "folder of the embeddings, in the data folder")
     flags.DEFINE_enum("embedder", names[0], names, "what turns faces into numbers")
     flags.DEFINE_integer("size", 512, "with --embedder npy: numbers of a frame", lower_bound=1)

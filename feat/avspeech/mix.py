@@ -304,7 +304,7 @@ def _write_mixture(job):
 
 
 def define_flags():
-    flags.DEFINE_string("data_folder", "data", "folder of the clips and pieces")
+    flags.DEFINE_string("data_folder", "faces", "folder of the clips and pieces")
     flags.DEFINE_integer("talkers", 2, "talkers of a mixture", lower_bound=1, upper_bound=8)
     flags.DEFINE_integer("seed", 0, "draws the split, the mixtures and the noise")
     for name, help_text in (("train", "twice the number of pieces"), ("val", "half of them"), ("test", "half of them")):

@@ -96,7 +96,7 @@ def _sound(path, start):
 def define_flags():
     flags.DEFINE_string("recordings", None, "folder of recordings")
     flags.DEFINE_string("list", None, "AudioSet's table of clips; default: all recordings of the folder")
-    flags.DEFINE_string("data_folder", "data", "the pieces go to noise/ in it")
+    flags.DEFINE_string("data_folder", "faces", "the pieces go to noise/ in it")
     flags.DEFINE_float("gain", GAIN, "factor of the amplitude", lower_bound=0, upper_bound=1)
     flags.DEFINE_string("downloader", "", "command that fetches a video: {id} is its id, {output} the file to write")
     flags.DEFINE_integer("num_workers", 0, "processes; 0: one for every core", lower_bound=0)

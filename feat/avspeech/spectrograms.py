@@ -87,7 +87,7 @@ def _write_spectrogram(job):
 
 
 def define_flags():
-    flags.DEFINE_string("data_folder", "data", "folder of the pieces and mixtures")
+    flags.DEFINE_string("data_folder", "faces", "folder of the pieces and mixtures")
     flags.DEFINE_bool("mixtures", True, "also of the mixtures")
     flags.DEFINE_float("most_gb", 50.0, "GB that may be written without --yes", lower_bound=0)
     flags.DEFINE_bool("yes", False, "write however much it is")
