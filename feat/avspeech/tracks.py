@@ -1,14 +1,21 @@
-"""All faces of a video through its whole length, with embeddings: what `separate.py --video` goes by."""
+"""All faces of a video through its whole length, with embeddings: what `separate.py --video` goes by.
+
+    python feat/avspeech/tracks.py --video talk.mp4 --thumbnails faces
+
+lists them, and how many frames a second that took.
+"""
 
 import os
+import time
 from dataclasses import dataclass
 
 import numpy as np
+from absl import flags
 
 from feat.avspeech import boxes, embedders
 from feat.avspeech.clips import FRAME_RATE, faces_path
 from feat.avspeech.video import read_frames, video_info
-from feat.files import UserError
+from feat.files import UserError, atomic_path, run_script
 from feat.parallel import progress
 
 THUMBNAIL = 96  # pixels
@@ -163,3 +170,47 @@ def _assembled(tracks, count, embedder):
         embeddings.append(embedder.finish(values, shown))
         thumbnails.append(max(track, key=lambda piece: piece.largest).thumbnail)
     return Tracks(np.stack(embeddings), present, places, np.stack(thumbnails), embedders.card(embedder))
+
+
+def write_thumbnails(tracks, folder):
+    """Writes face_1.png, face_2.png, ... of Tracks, from left to right; gives their paths."""
+    from PIL import Image
+
+    paths = []
+    for i, thumbnail in enumerate(tracks.thumbnails, start=1):
+        paths.append(os.path.join(folder, f"face_{i}.png"))
+        with atomic_path(paths[-1]) as temporary:
+            Image.fromarray(thumbnail).save(temporary)
+    return paths
+
+
+def define_flags():
+    flags.DEFINE_string("video", None, "any video")
+    flags.DEFINE_enum("detector", "mtcnn", ("mtcnn", "told"), "what says where faces are; told: <video>.faces.csv")
+    flags.DEFINE_string("thumbnails", None, "folder for a picture of every face")
+
+
+def main(_):
+    values = flags.FLAGS
+    if not values.video:
+        raise UserError("--video is missing; see the example in --help")
+    embedder = embedders.Mouth()
+    if values.detector == "mtcnn":
+        from feat.avspeech.detector import made_detector
+
+        made_detector()(np.zeros((64, 64, 3), np.uint8))  # its start is not what is timed
+    wall, cpu = time.perf_counter(), time.process_time()
+    tracks = find_tracks(values.video, embedder, values.detector)
+    frames = tracks.present.shape[1]
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    for i, (seconds, present, places) in enumerate(zip(tracks.seconds, tracks.present, tracks.boxes), start=1):
+        x1, y1, x2, y2 = np.median(places[present], axis=0)
+        print(f"face {i}: seen for {seconds:.2f} s, at {(x1 + x2) / 2:.0f}, {(y1 + y2) / 2:.0f}, {x2 - x1:.0f} pixels broad")
+    if values.thumbnails:
+        print("\n".join(write_thumbnails(tracks, values.thumbnails)))
+    print(f"{frames} frames, {frames / wall:.0f} a second, {frames / cpu:.0f} a second of the processor's time")
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_script(main)
