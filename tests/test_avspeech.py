@@ -339,6 +339,10 @@ def broken(photograph, tmp_path_factory):
     whole_file = (data / "good_5000_4000_final.mp4").read_bytes()
     (data / "cut_5000_4000_final.mp4").write_bytes(whole_file[: len(whole_file) // 2])
     (data / "text_5000_4000_final.mp4").write_text("no video")
+    mangled = bytearray(whole_file)
+    for place in random.integers(len(mangled) - 8000, len(mangled), 40):
+        mangled[place] = random.integers(256)
+    (data / "mangled_5000_4000_final.mp4").write_bytes(mangled)
     run(folder, "cut_audio")
     run(folder, "embed_faces")
     return folder
@@ -361,6 +365,10 @@ def broken(photograph, tmp_path_factory):
 )
 def test_unusable_clips_are_named(broken, clip, part, reason):
     assert reason in corrupt(broken)[f"{clip}_final", part]
+
+
+def test_a_mangled_clip_ends_nothing(broken):
+    assert ("mangled_5000_4000_final", "") in corrupt(broken)
 
 
 def test_usable_clips_go_on_beside_unusable_ones(broken):
