@@ -132,6 +132,7 @@ class FaceNet:
     crop_size = CROP
     margin = 0.0
     square = False
+    same_face = 1.0
 
     def __init__(self, weights, standardised=True, missing_is_black=False, model=None):
         arrays, source = weights, "weights"

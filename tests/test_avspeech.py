@@ -233,6 +233,15 @@ def test_draws_take_no_pieces_of_one_video_and_end_when_all_are_drawn():
     assert {len(parts[name]) for name in ("train", "val")} == {4, 2} and len({clips.video_id(s) for s in parts["val"]}) == 1
 
 
+def test_space_is_said_before_it_is_taken(drawn):
+    folder, _ = drawn
+    assert "8 pieces; 3 mixtures, 2 for train, 1 for val" in run(folder, "mix", "--dry_run", train_mixtures=2, val_mixtures=1)
+    line = speech.refuse(folder, STAGES + "spectrograms.py", corpus_flags=False, most_gb=0, num_workers=1)
+    assert "GB would be written; give --yes" in line
+    assert "13 spectrograms written" in run(folder, "spectrograms", "--yes", most_gb=0)
+    assert np.load(folder / "data" / "spec" / "0.npy").shape == (257, 298, 2)
+
+
 def test_spectrogram_of_a_frame_from_the_definition(drawn):
     x = speech.voice(1, 1, 2, SAMPLE_RATE).astype(np.float64)
     spectrogram = compressed_spectrogram(x)

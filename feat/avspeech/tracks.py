@@ -116,7 +116,7 @@ def find_tracks(path, embedder, detector="mtcnn", *, most=None, shortest_s=0.5):
             f"{path}: no face is seen for {shortest_s:g} s" + (f", only for {seen:.2f} s" if seen else "")
             + "; give a video that shows the talkers' faces"
         )  # fmt: skip
-    tracks = _joined(long_enough)
+    tracks = _joined(long_enough, embedder.same_face)
     tracks = sorted(tracks, key=lambda pieces: -sum(len(piece.frames) for piece in pieces))[:most]
     tracks.sort(key=lambda pieces: np.mean([box[0] + box[2] for piece in pieces for box in piece.boxes]))
     return _assembled(tracks, count, embedder)
@@ -134,24 +134,32 @@ def _found(path, detector):
         yield frame, told.get(n, {})
 
 
-def _joined(pieces):
-    """Groups [_Piece] of one face: those that look alike, or come back where they left, and are never seen at once."""
+def _joined(pieces, same_face=None):
+    """Groups [_Piece] of one face, never two that are seen at once.
+
+    They are of one face if their mean embeddings lie within `same_face`; where that is None, if they look alike, for
+    which less is enough where a face comes back at the place it left.
+    """
     tracks = []
     for piece in sorted(pieces, key=lambda piece: piece.frames[0]):
-        best = None
-        for track in tracks:
-            if set(piece.frames) & {n for part in track for n in part.frames}:
-                continue
-            look = np.mean([part.mean_look for part in track], axis=0)
-            difference = float(np.sqrt(np.mean((piece.mean_look - look) ** 2)))
-            here = boxes.overlaps(piece.boxes[0], track[-1].boxes[-1])[0, 0] >= SAME_PLACE
-            if difference < (SAME_LOOK_HERE if here else SAME_LOOK) and (best is None or difference < best[0]):
-                best = difference, track
-        if best is None:
-            tracks.append([piece])
+        seen = set(piece.frames)
+        apart = [track for track in tracks if not seen & {n for part in track for n in part.frames}]
+        difference = [_difference(piece, track, same_face) for track in apart]
+        if difference and min(difference) < 1:
+            apart[int(np.argmin(difference))].append(piece)
         else:
-            best[1].append(piece)
+            tracks.append([piece])
     return tracks
+
+
+def _difference(piece, track, same_face):
+    """Of a piece from a track; below 1 they are taken for one face."""
+    if same_face is not None:
+        values = np.concatenate([part.values for part in track])
+        return np.linalg.norm(np.mean(piece.values, axis=0) - values.mean(axis=0)) / same_face
+    look = np.mean([part.mean_look for part in track], axis=0)
+    here = boxes.overlaps(piece.boxes[0], track[-1].boxes[-1])[0, 0] >= SAME_PLACE
+    return np.sqrt(np.mean((piece.mean_look - look) ** 2)) / (SAME_LOOK_HERE if here else SAME_LOOK)
 
 
 def _assembled(tracks, count, embedder):
