@@ -80,7 +80,8 @@ def face_detect(case, folder):
     chosen = boxes.holding(found.boxes, config["point"][0] * width, config["point"][1] * height)
     assert (-1 if chosen is None else chosen) == int(case["out/chosen"])
     if chosen is not None and "out/crop" in case:
-        crop = boxes.crop(image, theirs[chosen], config["crop"], config["margin"])
+        share = config["margin"] / (config["crop"] - config["margin"]) / 2  # it is in pixels of the crop, both sides
+        crop = boxes.crop(image, theirs[chosen].astype(float), config["crop"], share)
         stride = -(-config["crop"] // case["out/crop"].shape[0])
         # Rounding of one level in 255 is as good as another.
         case.check("crop", crop[::stride, ::stride], case["out/crop"], 1.01 / 255)

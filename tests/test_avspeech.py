@@ -233,6 +233,15 @@ def test_draws_take_no_pieces_of_one_video_and_end_when_all_are_drawn():
     assert {len(parts[name]) for name in ("train", "val")} == {4, 2} and len({clips.video_id(s) for s in parts["val"]}) == 1
 
 
+def test_space_is_said_before_it_is_taken(drawn):
+    folder, _ = drawn
+    assert "8 pieces; 3 mixtures, 2 for train, 1 for val" in run(folder, "mix", "--dry_run", train_mixtures=2, val_mixtures=1)
+    line = speech.refuse(folder, STAGES + "spectrograms.py", corpus_flags=False, most_gb=0, num_workers=1)
+    assert "GB would be written; give --yes" in line
+    assert "13 spectrograms written" in run(folder, "spectrograms", "--yes", most_gb=0)
+    assert np.load(folder / "data" / "spec" / "0.npy").shape == (257, 298, 2)
+
+
 def test_spectrogram_of_a_frame_from_the_definition(drawn):
     x = speech.voice(1, 1, 2, SAMPLE_RATE).astype(np.float64)
     spectrogram = compressed_spectrogram(x)
@@ -265,7 +274,7 @@ def test_following_finds_what_detection_in_every_frame_finds(photograph):
     detector = Counting()
     frames = list(moving(photograph, 60))
     followed = [found for _, found in follow_faces(frames, detector)]
-    assert detector.runs <= 4
+    assert detector.runs <= 7
     assert all(list(found) == [0] for found in followed)
     for frame, found in list(zip(frames, followed))[::10]:
         assert boxes.overlaps(found[0], Detector()(frame).boxes)[0, 0] > 0.75
@@ -339,6 +348,10 @@ def broken(photograph, tmp_path_factory):
     whole_file = (data / "good_5000_4000_final.mp4").read_bytes()
     (data / "cut_5000_4000_final.mp4").write_bytes(whole_file[: len(whole_file) // 2])
     (data / "text_5000_4000_final.mp4").write_text("no video")
+    mangled = bytearray(whole_file)
+    for place in random.integers(len(mangled) - 8000, len(mangled), 40):
+        mangled[place] = random.integers(256)
+    (data / "mangled_5000_4000_final.mp4").write_bytes(mangled)
     run(folder, "cut_audio")
     run(folder, "embed_faces")
     return folder
@@ -361,6 +374,10 @@ def broken(photograph, tmp_path_factory):
 )
 def test_unusable_clips_are_named(broken, clip, part, reason):
     assert reason in corrupt(broken)[f"{clip}_final", part]
+
+
+def test_a_mangled_clip_ends_nothing(broken):
+    assert ("mangled_5000_4000_final", "") in corrupt(broken)
 
 
 def test_usable_clips_go_on_beside_unusable_ones(broken):
@@ -410,6 +427,25 @@ def test_rows_of_a_list_that_cannot_be_had_are_named(tmp_path, photograph):
     fetch.write_text(f"#!/bin/sh\ncp {tmp_path}/videos/a.mp4 $2\n")
     assert "3 clips" in run(tmp_path, "crop", list="list.csv", video_folder="videos", downloader=f"{fetch} {{id}} {{output}}")
     assert not list((tmp_path / "data").glob(".download*"))
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        ("Conv2d_2b_3x3_BatchNorm", "conv2d_2b.bn"),
+        ("Block35_1_Branch_2_Conv2d_0c_3x3", "repeat_1.0.branch2.2.conv"),
+        ("Block17_10_Branch_0_Conv2d_1x1", "repeat_2.9.branch0.conv"),
+        ("Block8_6_Conv2d_1x1", "block8.conv2d"),
+        ("Mixed_6a_Branch_0_Conv2d_1a_3x3", "mixed_6a.branch0.conv"),
+        ("Mixed_7a_Branch_2_Conv2d_1a_3x3_BatchNorm", "mixed_7a.branch2.2.bn"),
+        ("Bottleneck_BatchNorm", "last_bn"),
+        ("AvgPool", None),
+    ],
+)
+def test_names_of_keras_facenet(layer, name):
+    from nn.facenet import keras_name
+
+    assert keras_name(layer) == name
 
 
 def test_facenet_needs_its_weights(tmp_path):

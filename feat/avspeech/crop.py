@@ -16,6 +16,7 @@ are left alone.
 import glob
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -84,11 +85,12 @@ def crop_segment(job):
         source = find_video(cropping, segment)
         if source is not None:
             _crop(cropping, segment, stem, source)
-        elif cropping.keep_downloads:
-            _crop(cropping, segment, stem, _download(cropping, segment, cropping.video_folder))
-        else:
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=cropping.data_folder) as folder:
-                _crop(cropping, segment, stem, _download(cropping, segment, folder))
+            return None
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=cropping.data_folder) as folder:
+            source = _download(cropping, segment, folder)
+            if cropping.keep_downloads:
+                source = shutil.move(source, os.path.join(cropping.video_folder, os.path.basename(source)))
+            _crop(cropping, segment, stem, source)
         return None
     except UserError as error:
         reason = str(error).removeprefix(f"{cropping.video_folder}{os.sep}")

@@ -16,7 +16,7 @@ from feat.files import UserError
 
 PROPOSAL, REFINED, OUTPUT = 12, 24, 48  # pixels that the three networks see
 STRIDE = 2  # of the first
-DETECT_EVERY = 25  # frames, while faces are followed
+DETECT_EVERY = 10  # frames, while faces are followed; others may come
 LOOK_EVERY = 5  # frames, while there is none
 REMEMBERED = 15  # frames that a lost face keeps its number, if it comes back at its place
 SAME_FACE = 0.3  # overlap of a face's boxes in two frames, at least
@@ -161,7 +161,7 @@ def follow_faces(frames, detector, every=None):
     """Follows all faces through frames.
 
     Between detections only the last network of the detector looks, at where each face was. All of it runs in every
-    25th frame, when a face is lost, and in every fifth frame while one is missing or there is none.
+    tenth frame, when a face is lost, and in every fifth frame while one is missing or there is none.
 
     Args:
       frames: yields uint8 [height, width, 3] RGB.

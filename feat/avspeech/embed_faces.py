@@ -134,6 +134,7 @@ def embed_clip(job):
             return parts - len(bad), []
         embedder = _made(stage.embedder)
         crops = follow_point(stage, path, info, embedder)
+        crops += [None] * (parts * PART_FRAMES - len(crops))  # its header may promise a frame more
         missing = {}
         for k in wanted:
             piece = crops[k * PART_FRAMES : (k + 1) * PART_FRAMES]

@@ -6,6 +6,8 @@ An embedder has
     standardised          whether it sees pixels as it was trained for
     crop_size, margin, square   pixels of the crops' sides; share of the box that they show around it on every side;
                           whether the box is widened to a square first, which keeps the face's proportions
+    same_face             distance within which two means of `frames` are of one person; None: it does not tell people
+                          apart
     frames(crops)         uint8 [n, crop_size, crop_size, 3] RGB -> float32 [n, any]
     finish(values, present)   [T, any] of a whole clip, zeros where not present -> float32 [T, size]
     missing_is_black      whether a frame without the face gets what a black square gives, instead of zeros
@@ -38,6 +40,7 @@ class Mouth:
     crop_size = 64
     margin = 0.0
     square = False
+    same_face = None
     standardised = True
     missing_is_black = False
     _rows = slice(32, 64)
@@ -79,6 +82,7 @@ class Dlib:
     crop_size = 200
     margin = 0.25
     square = True
+    same_face = 0.6  # as dlib's author says
     standardised = True
     missing_is_black = False
 

@@ -80,11 +80,14 @@ class _Job:
 
 
 def draw_look(name, sex="m"):
-    """The face of a talker, drawn from the name only."""
+    """The face of a talker, drawn from the name only.
+
+    The ranges are those within which MTCNN takes nearly all drawings for faces.
+    """
     rng = random.Random(f"look {name}")
     tone = rng.random()
     skin = tuple(int(light + tone * (dark - light) + rng.uniform(-8, 8)) for light, dark in
-                 zip((238, 203, 178), (116, 76, 52)))  # fmt: skip
+                 zip((238, 210, 190), (140, 108, 89)))  # fmt: skip
     hair = rng.choice([(40, 28, 20), (22, 20, 22), (94, 60, 34), (160, 120, 70), (120, 118, 116), (130, 58, 30)])
     lips = tuple(int(0.72 * a + 0.28 * b) for a, b in zip(skin, (170, 30, 50)))
     return Look(
@@ -94,12 +97,12 @@ def draw_look(name, sex="m"):
         eyes=rng.choice([(70, 110, 140), (80, 56, 34), (50, 90, 60), (40, 34, 30)]),
         shirt=tuple(rng.randrange(30, 220) for _ in range(3)),
         wall=tuple(rng.randrange(70, 230) for _ in range(3)),
-        face_width=rng.uniform(0.88, 1.06),
-        eye_distance=rng.uniform(22, 27),
-        eye_size=rng.uniform(7.5, 9.5),
-        brow=rng.uniform(2.0, 4.0),
-        nose=rng.uniform(15, 22),
-        fringe=rng.uniform(38, 54),
+        face_width=rng.uniform(0.96, 1.07),
+        eye_distance=rng.uniform(23.5, 27),
+        eye_size=rng.uniform(6.5, 7.5),
+        brow=rng.uniform(3.5, 4.5),
+        nose=rng.uniform(20, 23.5),
+        fringe=rng.uniform(38, 46),
         long_hair=rng.random() < (0.7 if sex == "f" else 0.1),
         mouth=rng.uniform(16, 21),
         glasses=rng.random() < 0.15,
@@ -384,6 +387,7 @@ def make_talking_faces(folder, talkers_per_set, segments=3, seed=0, overwrite=Fa
       UserError: eSpeak NG or PyAV is not installed, or the folder holds something else.
     """
     settings = {"talkers": {name: talkers_per_set[name] for name in SETS}, "segments": segments, "seed": seed}
+    settings["drawing"] = 2  # to be counted up when faces come to be drawn otherwise
     videos = os.path.join(folder, "videos")
     claim_folder(videos, settings, overwrite, companions=[
         os.path.join(folder, name) for name in ("list.csv", "split.csv", "conversation.mp4", "conversation.faces.csv")

@@ -1,14 +1,21 @@
-"""All faces of a video through its whole length, with embeddings: what `separate.py --video` goes by."""
+"""All faces of a video through its whole length, with embeddings: what `separate.py --video` goes by.
+
+    python feat/avspeech/tracks.py --video talk.mp4 --thumbnails faces
+
+lists them, and how many frames a second that took.
+"""
 
 import os
+import time
 from dataclasses import dataclass
 
 import numpy as np
+from absl import flags
 
 from feat.avspeech import boxes, embedders
 from feat.avspeech.clips import FRAME_RATE, faces_path
 from feat.avspeech.video import read_frames, video_info
-from feat.files import UserError
+from feat.files import UserError, atomic_path, run_script
 from feat.parallel import progress
 
 THUMBNAIL = 96  # pixels
@@ -109,7 +116,7 @@ def find_tracks(path, embedder, detector="mtcnn", *, most=None, shortest_s=0.5):
             f"{path}: no face is seen for {shortest_s:g} s" + (f", only for {seen:.2f} s" if seen else "")
             + "; give a video that shows the talkers' faces"
         )  # fmt: skip
-    tracks = _joined(long_enough)
+    tracks = _joined(long_enough, embedder.same_face)
     tracks = sorted(tracks, key=lambda pieces: -sum(len(piece.frames) for piece in pieces))[:most]
     tracks.sort(key=lambda pieces: np.mean([box[0] + box[2] for piece in pieces for box in piece.boxes]))
     return _assembled(tracks, count, embedder)
@@ -127,24 +134,32 @@ def _found(path, detector):
         yield frame, told.get(n, {})
 
 
-def _joined(pieces):
-    """Groups [_Piece] of one face: those that look alike, or come back where they left, and are never seen at once."""
+def _joined(pieces, same_face=None):
+    """Groups [_Piece] of one face, never two that are seen at once.
+
+    They are of one face if their mean embeddings lie within `same_face`; where that is None, if they look alike, for
+    which less is enough where a face comes back at the place it left.
+    """
     tracks = []
     for piece in sorted(pieces, key=lambda piece: piece.frames[0]):
-        best = None
-        for track in tracks:
-            if set(piece.frames) & {n for part in track for n in part.frames}:
-                continue
-            look = np.mean([part.mean_look for part in track], axis=0)
-            difference = float(np.sqrt(np.mean((piece.mean_look - look) ** 2)))
-            here = boxes.overlaps(piece.boxes[0], track[-1].boxes[-1])[0, 0] >= SAME_PLACE
-            if difference < (SAME_LOOK_HERE if here else SAME_LOOK) and (best is None or difference < best[0]):
-                best = difference, track
-        if best is None:
-            tracks.append([piece])
+        seen = set(piece.frames)
+        apart = [track for track in tracks if not seen & {n for part in track for n in part.frames}]
+        difference = [_difference(piece, track, same_face) for track in apart]
+        if difference and min(difference) < 1:
+            apart[int(np.argmin(difference))].append(piece)
         else:
-            best[1].append(piece)
+            tracks.append([piece])
     return tracks
+
+
+def _difference(piece, track, same_face):
+    """Of a piece from a track; below 1 they are taken for one face."""
+    if same_face is not None:
+        values = np.concatenate([part.values for part in track])
+        return np.linalg.norm(np.mean(piece.values, axis=0) - values.mean(axis=0)) / same_face
+    look = np.mean([part.mean_look for part in track], axis=0)
+    here = boxes.overlaps(piece.boxes[0], track[-1].boxes[-1])[0, 0] >= SAME_PLACE
+    return np.sqrt(np.mean((piece.mean_look - look) ** 2)) / (SAME_LOOK_HERE if here else SAME_LOOK)
 
 
 def _assembled(tracks, count, embedder):
@@ -163,3 +178,47 @@ def _assembled(tracks, count, embedder):
         embeddings.append(embedder.finish(values, shown))
         thumbnails.append(max(track, key=lambda piece: piece.largest).thumbnail)
     return Tracks(np.stack(embeddings), present, places, np.stack(thumbnails), embedders.card(embedder))
+
+
+def write_thumbnails(tracks, folder):
+    """Writes face_1.png, face_2.png, ... of Tracks, from left to right; gives their paths."""
+    from PIL import Image
+
+    paths = []
+    for i, thumbnail in enumerate(tracks.thumbnails, start=1):
+        paths.append(os.path.join(folder, f"face_{i}.png"))
+        with atomic_path(paths[-1]) as temporary:
+            Image.fromarray(thumbnail).save(temporary)
+    return paths
+
+
+def define_flags():
+    flags.DEFINE_string("video", None, "any video")
+    flags.DEFINE_enum("detector", "mtcnn", ("mtcnn", "told"), "what says where faces are; told: <video>.faces.csv")
+    flags.DEFINE_string("thumbnails", None, "folder for a picture of every face")
+
+
+def main(_):
+    values = flags.FLAGS
+    if not values.video:
+        raise UserError("--video is missing; see the example in --help")
+    embedder = embedders.Mouth()
+    if values.detector == "mtcnn":
+        from feat.avspeech.detector import made_detector
+
+        made_detector()(np.zeros((64, 64, 3), np.uint8))  # its start is not what is timed
+    wall, cpu = time.perf_counter(), time.process_time()
+    tracks = find_tracks(values.video, embedder, values.detector)
+    frames = tracks.present.shape[1]
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    for i, (seconds, present, places) in enumerate(zip(tracks.seconds, tracks.present, tracks.boxes), start=1):
+        x1, y1, x2, y2 = np.median(places[present], axis=0)
+        print(f"face {i}: seen for {seconds:.2f} s, at {(x1 + x2) / 2:.0f}, {(y1 + y2) / 2:.0f}, {x2 - x1:.0f} pixels broad")
+    if values.thumbnails:
+        print("\n".join(write_thumbnails(tracks, values.thumbnails)))
+    print(f"{frames} frames, {frames / wall:.0f} a second, {frames / cpu:.0f} a second of the processor's time")
+
+
+if __name__ == "__main__":
+    define_flags()
+    run_script(main)

@@ -43,10 +43,12 @@ def _opened(path, kind="video"):
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; check the path")
     try:
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="replace") as container:
             streams = getattr(container.streams, kind)
             if not streams:
                 raise UserError(f"{path}: has no {'picture' if kind == 'video' else 'sound'}")
+            if streams[0].codec_context is None:
+                raise UserError(f"{path}: is in a format that PyAV cannot decode; convert it, e.g. to H.264 and AAC")
             yield container, streams[0]
     except av.FFmpegError as error:
         raise UserError(f"{path}: broken or no video ({error.strerror}); make it again") from error
