@@ -15,6 +15,7 @@ from keras import ops
 from models.compressed_spectra import BINS, HOP, KINDS, LEVELS, SAMPLE_RATE, Frontend
 from models.conv import PointwiseConv, dilated_conv, pointwise
 from models.norm import BatchNorm
+from models.tiled_conv import FEWEST_TAPS, pays, tiled_conv
 
 NORMS = ("unit", "time")
 MASKS = ("signed", "sigmoid")
@@ -25,12 +26,12 @@ FRAMES_PER_IMAGE = SAMPLE_RATE // HOP // IMAGE_RATE
 MASK_LIMIT = 2.0  # of the parts of signed masks
 EPSILON = 1e-5  # of batch norms
 
-# (kernel, dilation) along time and frequency.
+# (kernel, dilation) along frequency and time.
 AUDIO_LAYERS = (
-    ((1, 7), (1, 1)),
     ((7, 1), (1, 1)),
+    ((1, 7), (1, 1)),
     ((5, 5), (1, 1)),
-    *(((5, 5), (2**i, 1)) for i in range(1, 6)),
+    *(((5, 5), (1, 2**i)) for i in range(1, 6)),
     ((5, 5), (1, 1)),
     *(((5, 5), (2**i, 2**i)) for i in range(1, 6)),
     ((1, 1), (1, 1)),
@@ -102,7 +103,7 @@ def fan_in(inputs):
 class ConvNormRelu(keras.layers.Layer):
     """Convolution that keeps the size, batch norm, rectifier.
 
-    Input and output: [batch, (frames, bins) or (frames,), channels]. Where moving statistics are used, the norm is
+    Input and output: [batch, (bins, frames) or (frames,), channels]. Where moving statistics are used, the norm is
     part of the kernel.
 
     Args:
@@ -125,17 +126,19 @@ class ConvNormRelu(keras.layers.Layer):
         self.bias = self.add_weight(shape=(self.filters,), initializer=initializer, name="bias")
         self.norm.build((*input_shape[:-1], self.filters))
 
-    def convolve(self, x, kernel):
-        """Without bias."""
-        return dilated_conv(x, kernel, self.dilation)
+    def convolve(self, x, kernel, bias):
+        """The convolution of a kernel with x, plus bias."""
+        if min(self.kernel_size) >= FEWEST_TAPS and len(self.kernel_size) == 2 and pays(x):
+            return tiled_conv(x, kernel, self.dilation, bias)
+        return dilated_conv(x, kernel, self.dilation) + bias
 
     def call(self, x, training=False):
-        kernel, bias = (ops.cast(weight, x.dtype) for weight in (self.kernel, self.bias))
         if training:
-            return ops.relu(ops.cast(self.norm(self.convolve(x, kernel) + bias, training=True), x.dtype))
+            kernel, bias = (ops.cast(weight, x.dtype) for weight in (self.kernel, self.bias))
+            return ops.relu(ops.cast(self.norm(self.convolve(x, kernel, bias), training=True), x.dtype))
         scale, offset = self.norm.scale_and_offset()
-        kernel = ops.cast(self.kernel * scale, x.dtype)
-        return ops.relu(self.convolve(x, kernel) + ops.cast(self.bias * scale + offset, x.dtype))
+        bias = self.bias * scale + offset
+        return ops.relu(self.convolve(x, ops.cast(self.kernel * scale, x.dtype), ops.cast(bias, x.dtype)))
 
     def get_config(self):
         return super().get_config() | {
@@ -340,7 +343,7 @@ class LookingToListen(keras.Model):
         settings = self.settings
         width = 2
         for layer in self.audio_layers:
-            layer.build((None, None, None, width))
+            layer.build((None, self.bins, None, width))
             width = layer.filters
         width = self.embedding_dim
         for layer in self.video_layers:
@@ -366,14 +369,16 @@ class LookingToListen(keras.Model):
 
     def listen(self, mixture, training=False):
         """[batch, frames, bins, 2] -> [batch, frames, last_channels * bins], channel by channel."""
-        x = mixture
+        batch, frames, *_ = ops.shape(mixture)
+        # Frequency first: its size is known, which `tiled_conv` needs.
+        x = ops.reshape(ops.transpose(mixture, (0, 2, 1, 3)), (batch, self.bins, frames, 2))
         for layer in self.audio_layers:
             x = layer(x, training=training)
-        batch, frames, bins, channels = ops.shape(x)
+        width = self.bins * x.shape[-1]
         if self.reshape == "legacy":
-            x = ops.reshape(ops.transpose(x, (0, 3, 1, 2)), (batch, channels * bins, frames))
+            x = ops.reshape(ops.transpose(x, (0, 3, 2, 1)), (batch, width, frames))
             return ops.transpose(x, (0, 2, 1))
-        return ops.reshape(ops.transpose(x, (0, 1, 3, 2)), (batch, frames, channels * self.bins))
+        return ops.reshape(ops.transpose(x, (0, 2, 3, 1)), (batch, frames, width))
 
     def look(self, embeddings, frames, training=False):
         """Embeddings of one face [batch, images, embedding_dim] -> [batch, frames, video_channels]."""

@@ -68,8 +68,6 @@ def _stored_loss(folder):
 class ArrayReader:
     """The arrays of a PyTorch checkpoint by name, their axes reversed, which makes kernels channels-last.
 
-    Kernels of two axes keep the order of these.
-
     The same interface as nn.checkpoint.Reader.
 
     Args:
@@ -103,8 +101,7 @@ class ArrayReader:
                 self.arrays[name.replace("_ih_", "_")] = self.arrays.pop(name) + self.arrays.pop(other)
 
     def __call__(self, name):
-        array = self.arrays[name]
-        return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+        return self.arrays[name].T
 
     def reference_names(self, model):
         """{weight of ours: name here}."""

@@ -103,18 +103,15 @@ def check_gradients(case, model, names, gradients, left_out=()):
 
 def to_torch(array, shape):
     """An array of ours in the layout of the reference."""
-    array = np.asarray(array)
-    if len(shape) == 4:
-        return array.reshape(*shape[2:], *shape[1::-1]).transpose(3, 2, 0, 1)
-    return array.reshape(shape[::-1]).T
+    return np.asarray(array).reshape(shape[::-1]).T
 
 
 def first_probe_that_differs(case, model, mixture, embeddings):
     """Name of the first layer whose output is off."""
-    x = mixture
+    x = tf.transpose(mixture, (0, 2, 1, 3))
     for i, layer in enumerate(model.audio_layers):
         x = layer(x)
-        if note := differs(case, f"audio_output.batch_norm{i + 1}", np.transpose(x, (0, 3, 1, 2)), relu=True):
+        if note := differs(case, f"audio_output.batch_norm{i + 1}", np.transpose(x, (0, 3, 2, 1)), relu=True):
             return note
     frames = mixture.shape[1]
     heard = model.listen(mixture)

@@ -17,6 +17,7 @@ from models import losses
 from models.compressed_spectra import KINDS, Frontend
 from models.conv import dilated_conv
 from models.looking_to_listen import LookingToListen
+from models.tiled_conv import tiled_conv
 from nn import audio_visual, checkpoint, learning_rate
 from nn.audio_visual import AudioVisualSeparator, generate_audio, separate_windows
 from nn.windows import Windows
@@ -54,7 +55,7 @@ def test_waves_come_back_from_spectrograms(kind):
     frontend = Frontend(kind, "none" if kind == "asteroid" else "common", fixed=kind == "asteroid")
     spectrum, _, peak = frontend.analyse(wave)
     back = np.asarray(frontend.synthesise(spectrum, wave.shape[1]) * peak)
-    assert losses.snr(back, wave)[0] > (25 if kind == "asteroid" else 60)
+    assert losses.snr(back, wave)[0] > (20 if kind == "asteroid" else 60)
 
 
 def test_quiet_and_silent_mixtures_have_gradients():
@@ -72,6 +73,17 @@ def test_dilated_convolution_equals_tensorflow(rng=np.random.default_rng(0)):
     for dilation in ((1, 1), (4, 1), (2, 8)):
         theirs = tf.nn.conv2d(x, kernel, 1, "SAME", dilations=dilation)
         np.testing.assert_allclose(dilated_conv(x, kernel, dilation), theirs, atol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [37, 131])
+def test_tiled_convolution_equals_the_direct_one(rows):
+    generator = np.random.default_rng(0)
+    x, kernel, bias = (generator.standard_normal(s, np.float32) for s in ((2, rows, 23, 3), (5, 5, 3, 4), 4))
+    for dilation in ((1, 1), (1, 2), (1, 16), (4, 4), (32, 32)):
+        theirs = tf.nn.conv2d(x.astype(float), kernel.astype(float), 1, "SAME", dilations=dilation) + bias
+        for examples in (1, 2):
+            ours = tiled_conv(tf.constant(x[:examples]), tf.constant(kernel), dilation, bias)
+            np.testing.assert_allclose(ours, theirs[:examples], atol=2e-6 * np.abs(theirs).max())
 
 
 def test_swapped_faces_swap_nothing_but_what_the_network_makes_of_them(separator, model):
@@ -223,10 +235,8 @@ def test_a_checkpoint_of_the_reference_separates(tmp_path):
     state = {}
     for ours, theirs in catalyst_names(source).items():
         array = weights[ours].numpy()
-        if "conv" in theirs and array.ndim > 1:
-            array = np.expand_dims(array, 1) if array.ndim == 3 else array
-            array = array.transpose(3, 2, 0, 1)
-        state[f"module.{theirs}"] = torch.tensor(array.T if array.ndim == 2 else array)
+        array = array[None] if array.ndim == 3 else array
+        state[f"module.{theirs}"] = torch.tensor(np.ascontiguousarray(array.T))
     for end in ("", "_reverse"):
         both = state.pop(f"module.lstm.bias_l0{end}")
         state[f"module.lstm.bias_ih_l0{end}"], state[f"module.lstm.bias_hh_l0{end}"] = 0.25 * both, 0.75 * both
