@@ -22,7 +22,7 @@ from models.conv_tasnet import (
     frame_count,
     frames_below,
     normed_pointwise,
-    side_by_side,
+    run_blocks,
     start_as_fourier,
     zero_behind,
 )
@@ -117,8 +117,7 @@ class Separator(keras.layers.Layer):
 
     def call(self, encodings, training=False):
         x = self.enter(encodings)
-        for block in self.blocks:
-            x = block(x, training=training)
+        x = ops.squeeze(run_blocks([self.blocks], ops.expand_dims(x, 0), training=training), axis=0)
         return self.leave(x, self.width)
 
     def count_macs(self, used):
@@ -349,8 +348,7 @@ class MimoTasnet(keras.Model):
         """
         batch, frames, _ = ops.shape(encodings[0])
         x = ops.stack([separator.enter(y) for separator, y in zip(self.separators, encodings)])
-        for blocks in zip(*(separator.blocks for separator in self.separators)):
-            x = side_by_side(blocks, x, frame_mask=frame_mask, training=training)
+        x = run_blocks([separator.blocks for separator in self.separators], x, None, frame_mask, training)
         ears = ops.unstack(x, len(EARS), axis=0)
         logits = [separator.leave(y, self.used_masks) for separator, y in zip(self.separators, ears)]
         return [ops.reshape(y, (batch, frames, self.talkers, self.used_masks)) for y in logits]

@@ -24,6 +24,7 @@ from models.conv_tasnet import (
     frame_count,
     frames_below,
     normed_pointwise,
+    run_blocks,
     start_as_fourier,
     zero_behind,
 )
@@ -363,8 +364,7 @@ class SpexPlus(keras.Model):
         frames = frame_count(samples, self.windows[0], self.hop) if masked else None
         frame_mask = frames_below(frames, count) if masked else None
         x = normed_pointwise(encoded, self.mixture_norm, self.mixture_input)
-        for block in self.blocks:
-            x = block(x, embedding if block.condition else None, frame_mask, training=training)
+        x = ops.squeeze(run_blocks([self.blocks], ops.expand_dims(x, 0), embedding, frame_mask, training), axis=0)
         length = ops.shape(mixture)[1]
         estimates = {}
         for branch in branches:

@@ -13,7 +13,6 @@ import itertools
 import warnings
 from importlib.metadata import version
 
-import fast_bss_eval
 import numpy as np
 from numpy.typing import ArrayLike
 from pesq import pesq as pesq_score
@@ -158,6 +157,7 @@ def sdr(estimates: ArrayLike, references: ArrayLike) -> np.ndarray:
 
     Not defined (NaN) for signals shorter than the filter.
     """
+    import fast_bss_eval  # which takes seconds where PyTorch is installed
 
     def score_talker(estimate, reference):
         if len(reference) < SDR_FILTER_SAMPLES:

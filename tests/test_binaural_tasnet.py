@@ -13,7 +13,7 @@ from golden_case import Case
 
 from feat.audio import write_pcm16
 from feat.files import UserError
-from models.conv_tasnet import ConvBlock, side_by_side
+from models.conv_tasnet import ConvBlock, run_blocks
 from models.mimo_tasnet import WIRINGS, MimoTasnet
 from nn import checkpoint, spatial_metrics, torch_checkpoint
 from nn.binaural_tasnet import write_audio
@@ -78,11 +78,13 @@ def test_causal_model_sees_nothing_behind_its_window(wiring, norm):
 @pytest.mark.parametrize("norm", ["global", "channel"])
 @pytest.mark.parametrize("padding, causal, late", [("reflect", False, False), ("zeros", False, False), ("zeros", True, True)])
 def test_blocks_and_their_gradients_are_those_of_the_plain_sum(norm, padding, causal, late):
-    """Also with slopes below 0 and above 1, and two blocks at once."""
+    """Also with slopes below 0 and above 1, two series of two blocks at once, and in the loop of a graph."""
     keras.utils.set_random_seed(3)
-    blocks = [ConvBlock(3, 5, 2, norm=norm, causal=causal, padding=padding, late=late, bias=b) for b in (False, False)]
+    options = dict(norm=norm, causal=causal, padding=padding, late=late, bias=False)
+    series = [[ConvBlock(3, 5, dilation, **options) for dilation in (2, 1)] for _ in range(2)]
+    blocks = [block for one in series for block in one]
     random = np.random.default_rng(0)
-    for block, slopes in zip(blocks, [(-0.5, 1.7), (1.3, 0.2)]):
+    for block, slopes in zip(blocks, [(-0.5, 1.7), (0.3, -0.1), (1.3, 0.2), (0.9, 1.1)]):
         block.build((None, None, 3))
         for weight in block.weights:
             weight.assign(weight + random.normal(0, 0.3, weight.shape))
@@ -95,22 +97,27 @@ def test_blocks_and_their_gradients_are_those_of_the_plain_sum(norm, padding, ca
 
     def plain(block, x):
         y = block.expand_norm(prelu(tf.matmul(x, block.expand.kernel), block.expand_prelu.slope))
-        before, behind = (6, -2) if late else (4, 0) if causal else (2, 2)
-        y = tf.pad(y, [[0, 0], [before, max(behind, 0)], [0, 0]], "REFLECT" if padding == "reflect" else "CONSTANT")
-        y = sum(block.kernel[tap, :, 0] * y[:, 2 * tap : 2 * tap + 11] for tap in range(3))
+        before, behind = (3, -1) if late else (2, 0) if causal else (1, 1)
+        before, behind = before * block.dilation, max(behind * block.dilation, 0)
+        y = tf.pad(y, [[0, 0], [before, behind], [0, 0]], "REFLECT" if padding == "reflect" else "CONSTANT")
+        y = sum(block.kernel[tap, :, 0] * y[:, (at := tap * block.dilation) : at + 11] for tap in range(3))
         y = block.depthwise_norm(prelu(y, block.depthwise_prelu.slope))
         return x + tf.matmul(y, block.reduce.kernel)
 
+    def plainly():
+        return tf.stack([plain(last, plain(first, y)) for (first, last), y in zip(series, tf.unstack(x))])
+
     weights = [w.value for block in blocks for w in block.trainable_weights]
     found = []
-    for run in (lambda: side_by_side(blocks, x), lambda: tf.stack([plain(b, y) for b, y in zip(blocks, tf.unstack(x))])):
+    for run in (lambda: run_blocks(series, x), tf.function(lambda: run_blocks(series, x)), plainly):
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = run()
             loss = tf.reduce_sum(tf.sin(y))
         found.append([y, *tape.gradient(loss, [x, *weights])])
-    for ours, expected in zip(*found):
-        np.testing.assert_allclose(ours, expected, atol=2e-5 * max(1.0, float(tf.reduce_max(tf.abs(expected)))))
+    for eager, compiled, expected in zip(*found):
+        for ours in (eager, compiled):
+            np.testing.assert_allclose(ours, expected, atol=2e-5 * max(1.0, float(tf.reduce_max(tf.abs(expected)))))
 
 
 def test_projection_of_cross_is_the_same_in_every_call_unless_asked_otherwise():
