@@ -221,7 +221,7 @@ def test_a_checkpoint_from_python(trained, tmp_path):
     assert spectra[0].shape[0] == 257 and len(spectra) == 2
     with pytest.raises(UserError, match="embeddings of face 1: .* the network takes"):
         generate_audio(loaded, str(mixture), [np.zeros((5, 9), np.float32)])
-    with pytest.raises(UserError, match="give the video"):
+    with pytest.raises(UserError, match="give their video"):
         next(audio_visual.AudioVisual({"looking_to_listen": prefix}).separate(np.zeros(100), Windows(4, 2)))
 
 
