@@ -99,6 +99,11 @@ def fan_in(inputs):
     return keras.initializers.RandomUniform(-(inputs**-0.5), inputs**-0.5)
 
 
+def _tiled_conv(dilation):
+    """`tiled_conv` of a dilation as a function of tensors alone."""
+    return lambda x, kernel, bias: tiled_conv(x, kernel, dilation, bias)
+
+
 @keras.saving.register_keras_serializable("deep_casa")
 class ConvNormRelu(keras.layers.Layer):
     """Convolution that keeps the size, batch norm, rectifier.
@@ -126,16 +131,18 @@ class ConvNormRelu(keras.layers.Layer):
         self.bias = self.add_weight(shape=(self.filters,), initializer=initializer, name="bias")
         self.norm.build((*input_shape[:-1], self.filters))
 
-    def convolve(self, x, kernel, bias):
+    def convolve(self, x, kernel, bias, training=False):
         """The convolution of a kernel with x, plus bias."""
         if min(self.kernel_size) >= FEWEST_TAPS and len(self.kernel_size) == 2 and pays(x):
-            return tiled_conv(x, kernel, self.dilation, bias)
+            # The gradient makes its sums again, which are larger than x, from x, which is there in any case.
+            convolution = keras.remat(_tiled_conv(self.dilation)) if training else _tiled_conv(self.dilation)
+            return convolution(x, kernel, bias)
         return dilated_conv(x, kernel, self.dilation) + bias
 
     def call(self, x, training=False):
         if training:
             kernel, bias = (ops.cast(weight, x.dtype) for weight in (self.kernel, self.bias))
-            return ops.relu(ops.cast(self.norm(self.convolve(x, kernel, bias), training=True), x.dtype))
+            return ops.cast(self.norm.rectified(self.convolve(x, kernel, bias, training=True)), x.dtype)
         scale, offset = self.norm.scale_and_offset()
         bias = self.bias * scale + offset
         return ops.relu(self.convolve(x, ops.cast(self.kernel * scale, x.dtype), ops.cast(bias, x.dtype)))
