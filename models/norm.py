@@ -161,19 +161,32 @@ class BatchNorm(ScaledNorm):
         """With frame_mask [batch, frames, 1], of such inputs, only frames that have 1 count in the statistics."""
         mean, variance = self.moving_mean, self.moving_variance
         if training:
-            if frame_mask is None:
-                *axes, _ = ops.shape(x)
-                count = ops.cast(math.prod(axes), "float32")
-                mean, variance = ops.moments(x, axes=list(range(len(axes))))
-            else:
-                count = ops.maximum(ops.sum(frame_mask), 1.0)
-                mean = ops.sum(x * frame_mask, axis=[0, 1]) / count
-                variance = ops.sum(ops.square(x - mean) * frame_mask, axis=[0, 1]) / count
-            unbiased = variance * count / ops.maximum(count - 1.0, 1.0)
-            for moving, new in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
-                moving.assign(self.momentum * moving + (1.0 - self.momentum) * ops.stop_gradient(new))
+            mean, variance = self.take_up(x, frame_mask)
         scale = self.gamma * ops.rsqrt(variance + self.epsilon)
         return x * scale + (self.beta - mean * scale)
+
+    def take_up(self, x, frame_mask=None):
+        """Mean and variance of a batch, [channels] each, with which the moving statistics are brought up to date."""
+        if frame_mask is None:
+            *axes, _ = ops.shape(x)
+            count = ops.cast(math.prod(axes), "float32")
+            mean, variance = ops.moments(x, axes=list(range(len(axes))))
+        else:
+            count = ops.maximum(ops.sum(frame_mask), 1.0)
+            mean = ops.sum(x * frame_mask, axis=[0, 1]) / count
+            variance = ops.sum(ops.square(x - mean) * frame_mask, axis=[0, 1]) / count
+        unbiased = variance * count / ops.maximum(count - 1.0, 1.0)
+        for moving, new in ((self.moving_mean, mean), (self.moving_variance, unbiased)):
+            moving.assign(self.momentum * moving + (1.0 - self.momentum) * ops.stop_gradient(new))
+        return mean, variance
+
+    def rectified(self, x):
+        """relu(self(x, training=True)) for large maps: of its values the gradient needs x alone."""
+        x = ops.cast(x, "float32")
+        mean, variance = map(ops.stop_gradient, self.take_up(ops.stop_gradient(x)))
+        # Values, as TensorFlow's functions with gradients of their own take no variables.
+        gamma, beta = 1.0 * self.gamma, 1.0 * self.beta
+        return _rectified(x, gamma, beta, mean, ops.rsqrt(variance + self.epsilon))
 
     def scale_and_offset(self):
         """What values are multiplied by, and what is added then, outside training: [channels] twice, float32."""
@@ -182,6 +195,26 @@ class BatchNorm(ScaledNorm):
 
     def get_config(self):
         return super().get_config() | {"momentum": self.momentum}
+
+
+@ops.custom_gradient
+def _rectified(x, gamma, beta, mean, inverse_deviation):
+    """relu of batch norm; the gradient takes mean and deviation to be those of x."""
+    scale = gamma * inverse_deviation
+    offset = beta - mean * scale
+
+    def gradient(*arguments, upstream=None):
+        upstream = arguments[0] if upstream is None else upstream
+        axes = list(range(len(x.shape) - 1))
+        count = ops.cast(math.prod(ops.shape(x)[:-1]), "float32")
+        kept = ops.where(x * scale + offset > 0.0, upstream, 0.0)
+        of_beta = ops.sum(kept, axis=axes)
+        of_gamma = (ops.sum(kept * x, axis=axes) - mean * of_beta) * inverse_deviation
+        slope = scale * inverse_deviation * of_gamma / count
+        of_x = scale * kept - (slope * x + (scale * of_beta / count - slope * mean))
+        return of_x, of_gamma, of_beta, ops.zeros_like(mean), ops.zeros_like(mean)
+
+    return ops.relu(x * scale + offset), gradient
 
 
 def frame_statistics(x, frame_mask=None):

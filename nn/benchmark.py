@@ -4,6 +4,7 @@
     python nn/benchmark.py --system sequential_grouping --causal --json cost.json
     python nn/benchmark.py --system spex_plus --variant authors --seconds 4 --threads 1
     python nn/benchmark.py --system mimo_tasnet --seconds 4 --threads 1
+    python nn/benchmark.py --system looking_to_listen --seconds 3 --batch_size 2 --threads 1
     python nn/benchmark.py --measure input                      is reading ever the bottleneck?
     python nn/benchmark.py --measure features                   features, against loops over frames
     python nn/benchmark.py --measure loop                       what the training loop adds to the bare step
@@ -33,6 +34,9 @@ from feat.audio import write_pcm16
 from feat.feat_gen import compute_features, generate, settings_from_flags
 from feat.files import UserError, run_script, write_text
 from feat.stft import num_frames, num_samples, sqrt_hann
+from models.compressed_spectra import SAMPLE_RATE as AUDIO_VISUAL_RATE
+from models.compressed_spectra import Frontend
+from models.looking_to_listen import IMAGE_RATE, LookingToListen
 from models.mimo_tasnet import WIRINGS, MimoTasnet
 from models.spex_plus import SAMPLE_RATES, VARIANTS, SpexPlus
 from models.streaming import StreamingSeparator
@@ -40,6 +44,7 @@ from models.streaming_mimo_tasnet import StreamingBinaural
 from models.streaming_tasnet import StreamingExtractor
 from nn import cost, deep_casa, devices, learning_rate, train
 from nn.binaural_tasnet import BinauralSeparation
+from nn.looking_to_listen import AudioVisualSeparation
 from nn.optimizers import make_optimizer
 from nn.seq_group import SequentialGroupingObjective
 from nn.simul_group import SimultaneousGrouping
@@ -90,13 +95,24 @@ def make_mimo_tasnet():
     return model, BinauralSeparation(model, whole=True)
 
 
+def make_looking_to_listen():
+    """(model, objective) of Looking to Listen, as published but for --n_channels if given."""
+    model = LookingToListen(FLAGS.talkers, **sizes_given({"channels": "n_channels"}))
+    return model, AudioVisualSeparation(model)
+
+
 # How to build each system, and what its model is called on.
 SYSTEMS = {
     "dense_unet": (make_dense_unet, lambda batch: batch["mixture"]),
     "sequential_grouping": (make_sequential_grouping, lambda batch: (batch["mixture"], batch["estimates"])),
     "spex_plus": (make_spex_plus, lambda batch: {"mixture": batch["mixture"], "enrolment": batch["enrolment"]}),
     "mimo_tasnet": (make_mimo_tasnet, lambda batch: batch["mixture"]),
+    "looking_to_listen": (
+        make_looking_to_listen,
+        lambda batch: (Frontend().analyse(batch["mixture"])[0], batch["embeddings"]),
+    ),
 }
+EMBEDDING_SIZE = 512  # of looking_to_listen
 WAVEFORMS = ("spex_plus", "mimo_tasnet")  # systems that take these, and have no features
 
 
@@ -107,6 +123,13 @@ def rate_of(system, settings):
 
 def make_batch(system, settings, batch_size, seconds):
     """A batch of noise for a system."""
+    if system == "looking_to_listen":
+        generator = np.random.default_rng(0)
+        samples, images = int(seconds * AUDIO_VISUAL_RATE), max(1, int(seconds * IMAGE_RATE))
+        sources = generator.standard_normal((batch_size, FLAGS.talkers, samples), np.float32)
+        embeddings = generator.standard_normal((batch_size, FLAGS.talkers, images, EMBEDDING_SIZE), np.float32)
+        batch = {"mixture": sources.mean(axis=1), "sources": sources, "embeddings": embeddings}
+        return {key: tf.constant(value) for key, value in batch.items()}
     if system == "mimo_tasnet":
         shape = (batch_size, FLAGS.talkers, int(seconds * settings.sample_rate), 2)
         sources = np.random.default_rng(0).standard_normal(shape, np.float32)
@@ -131,6 +154,9 @@ def count_macs(model, inputs):
     """Multiply-accumulates of a call of a model."""
     if isinstance(model, SpexPlus):
         return len(inputs["mixture"]) * model.count_macs(inputs["mixture"].shape[1], inputs["enrolment"].shape[1])
+    if isinstance(model, LookingToListen):
+        spectrum, embeddings = inputs
+        return len(spectrum) * model.count_macs(spectrum.shape[1], embeddings.shape[2])
     if isinstance(model, MimoTasnet):
         return len(inputs) * model.count_macs(inputs.shape[1])
     return cost.count_macs(model, lambda: model(inputs))
@@ -182,6 +208,8 @@ def measure_cost(system, settings, batch_size, seconds, repeats):
             input_signature=[spec],
         )
         extraction["extraction_cpu_s"], _ = time_calls(lambda: extract(batch).numpy(), repeats)
+    if system == "looking_to_listen":  # whose training batches all have one length
+        spec = {key: tf.TensorSpec(value.shape, value.dtype) for key, value in batch.items()}
     step = make_step(model, objective, batch_size, spec)
     step_cpu, step_wall = time_calls(lambda: step([batch], 1e-4)["loss"].numpy(), repeats)
     return {
@@ -448,6 +476,8 @@ def main(_):
     settings = settings_from_flags()
     if FLAGS.system in WAVEFORMS and FLAGS.measure == "features":
         raise UserError(f"--measure features: {FLAGS.system} has none, it takes waveforms")
+    if FLAGS.system == "looking_to_listen" and FLAGS.measure != "cost":
+        raise UserError(f"--measure {FLAGS.measure}: not for looking_to_listen; its cost is measured alone")
     devices.set_precision()
     measure = MEASURES[FLAGS.measure]
     report = {

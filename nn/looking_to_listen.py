@@ -318,6 +318,8 @@ def train_model():
     with strategy.scope():
         train.seed_everything(FLAGS.seed)
         model = LookingToListen(**model_settings(source, embedder["size"]))
+        if model.mask == "signed" and not source:
+            model.start_as_mixture()
         optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate)
     data = TrainingData(model)
     epochs = train.epochs_from_flags(data.examples, whole=True)
