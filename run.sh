@@ -3,11 +3,13 @@
 # ./run.sh spex_plus [--preset small|original] [--stage N] [--stop_stage N] [flags...]   extracts one talker
 # ./run.sh binaural [--kind 2speakers|3speakers|noise|reverb] [--preset small|original] [--stage N] [--stop_stage N]
 #   [flags...]                                                                           separates talkers for two ears
+# ./run.sh diffsep [--preset small|original] [--stage N] [--stop_stage N] [flags...]     separates talkers, and enhances
+#   noisy speech, by diffusion
 # ./run.sh test [pytest arguments...]                                                    installs and runs the tests
 #
 # Each is the whole pipeline. Flags are handed to every script of it that has them; --simul.FLAG and --seq.FLAG to one
-# stage of Deep CASA alone, --tr.FLAG, --cv.FLAG and --tt.FLAG to the making of one set of triplets. PYTHON chooses
-# the interpreter that makes .venv.
+# stage of Deep CASA alone, --tr.FLAG, --cv.FLAG and --tt.FLAG to the making of one set of triplets, --separation.FLAG
+# and --enhancement.FLAG to one of the two networks of DiffSep. PYTHON chooses the interpreter that makes .venv.
 set -euo pipefail
 cd "$(dirname "$0")"
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
@@ -37,6 +39,8 @@ has_flag() {
   case $1 in
     nn/simul_group.py | nn/seq_group.py) files+=(nn/deep_casa.py nn/train.py nn/devices.py feat/feat_gen.py) ;;
     nn/spex_plus.py | nn/binaural_tasnet.py) files+=(nn/train.py nn/devices.py) ;;
+    nn/diffsep.py) files+=(nn/diffsep_flags.py nn/train.py nn/devices.py) ;;
+    nn/diffsep_evaluate.py) files+=(nn/diffsep_flags.py) ;;
   esac
   local any_set=$2
   # The corpus has some flags once for each set.
@@ -363,8 +367,88 @@ binaural() {
   echo "done in $((SECONDS - start)) s"
 }
 
+diffsep() {
+  local preset stage stop_stage time_stamp given user_flags
+  local read_here="wsj0_mix vctk_demand corpus_folder dynamic_mixing sample_rate n_speakers mode splits"
+  local set_by_stages="is_deploy resume_model nodynamic_mixing output_folder corpus_root wsj0_root sample_rates modes sets"
+  set_by_stages+=" talkers task draw published enhance tag"
+  read_flags "$read_here tr_mixtures cv_mixtures tt_mixtures" "$set_by_stages" "separation enhancement" \
+    "feat/voices.py feat/wsj0_mix.py feat/vctk_demand.py nn/diffsep.py nn/diffsep_evaluate.py" "$@"
+  local data=diffsep own_mixtures own_noisy own_talkers rate noisy_rate speakers mode exp_name
+  own_mixtures=$(value_of wsj0_mix "") own_noisy=$(value_of vctk_demand "") own_talkers=$(value_of corpus_folder "")
+  speakers=$(value_of n_speakers 2) mode=$(value_of mode max) exp_name=$(value_of exp_name diffsep)
+  local mixtures=${own_mixtures:-$data/mixtures} noisy=${own_noisy:-$data/noisy}
+
+  local voices_flags=() mix_flags=() noisy_flags=() evaluate_flags=() presets dynamic=
+  case $preset in
+    small) # Small enough for two CPU cores; every number was tried on the built-in corpus.
+      rate=$(value_of sample_rate 8000) noisy_rate=$(value_of sample_rate 8000)
+      voices_flags=(--tr_talkers=400 --utterances_per_talker=4)
+      mix_flags=(--tr_mixtures=3000 --cv_mixtures=20 --tt_mixtures=40)
+      noisy_flags=(--train_recordings=400 --test_recordings=40)
+      presets=(small small-enhancement) dynamic=1
+      evaluate_flags=(--num_workers=2)
+      ;;
+    original) # the scripts' own defaults
+      rate=$(value_of sample_rate 8000) noisy_rate=$(value_of sample_rate 16000)
+      presets=(icassp-separation noise-reduction)
+      [ -z "$own_talkers" ] || dynamic=1
+      ;;
+    *) fail "--preset $preset: there are small and original" ;;
+  esac
+  case " ${given[*]} " in *" --dynamic_mixing"[\ =]*) dynamic=1 ;; esac
+  local number
+  for number in tr_mixtures cv_mixtures tt_mixtures; do
+    [ -z "$(value_of $number "")" ] || mix_flags+=("--$number=$(value_of $number "")")
+  done
+  local talkers=${own_talkers:-$data/talkers/voices/wav$((noisy_rate / 1000))k} sets=tr,cv,tt
+  local models=exp/$exp_name/models results=exp/$exp_name/results
+  # What is given to train on is taken as it is, unless there are recordings of talkers too.
+  local mixing=(--dynamic_mixing --corpus_folder="$talkers") mix_talkers=() mix_noise=()
+  if [ -n "$dynamic" ]; then
+    [ -n "$own_mixtures" ] && [ -z "$own_talkers" ] || mix_talkers=("${mixing[@]}") sets=cv,tt
+    [ -n "$own_noisy" ] && [ -z "$own_talkers" ] || mix_noise=("${mixing[@]}")
+  fi
+
+  install corpus
+  local start=$SECONDS
+  if run_stage 1 "corpora"; then
+    local instead=$own_talkers
+    [ -z "$own_mixtures" ] || [ -z "$own_noisy" ] || instead="$own_mixtures, $own_noisy"
+    # The rate of the talkers.
+    rate=$noisy_rate make_talkers "$instead" "${voices_flags[@]}"
+    if [ -z "$own_mixtures" ]; then
+      script all feat/wsj0_mix.py --draw --corpus_root="$talkers" --output_folder="$mixtures" --talkers="$speakers" \
+        --sample_rates="$rate" --modes="$mode" --sets=$sets "${mix_flags[@]}"
+    fi
+    if [ -z "$own_noisy" ]; then
+      script all feat/vctk_demand.py --corpus_root="$talkers" --output_folder="$noisy" --sample_rate="$noisy_rate" \
+        "${noisy_flags[@]}"
+    fi
+  fi
+  local folders=(--wsj0_mix="$mixtures" --vctk_demand="$noisy" --mode="$mode")
+  local of_task=(--preset="${presets[0]}" --sample_rate="$rate" --n_speakers="$speakers" "${mix_talkers[@]}")
+  local task first=2
+  for task in separation enhancement; do
+    if run_stage $first "training of $task"; then
+      script $task nn/diffsep.py "${folders[@]}" "${of_task[@]}" --exp_name="$exp_name" \
+        --time_stamp="${time_stamp}_$task" --is_deploy=0
+    fi
+    if run_stage $((first + 1)) "$task and evaluation"; then
+      script $task nn/diffsep_evaluate.py "${folders[@]}" --splits="$(value_of splits test)" \
+        --resume_model="$models/${time_stamp}_$task/best" --output_folder="$results" "${evaluate_flags[@]}"
+    fi
+    of_task=(--preset="${presets[1]}" --sample_rate="$noisy_rate" "${mix_noise[@]}") first=4
+  done
+  if [ "$stop_stage" -ge 3 ]; then
+    say_where "sound, reverse process" "$results/*/wav  $results/*/fig" "$models/${time_stamp}_*/pictures" "$models" \
+      "$results"
+  fi
+  echo "done in $((SECONDS - start)) s"
+}
+
 case ${1:-} in
-  deep_casa | spex_plus | binaural)
+  deep_casa | spex_plus | binaural | diffsep)
     "$@"
     ;;
   test)
@@ -373,5 +457,5 @@ case ${1:-} in
     # A process for each core; the tests of a file stay together, as they share what is slow to make.
     exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@"
     ;;
-  *) fail "usage: ./run.sh deep_casa | spex_plus | binaural [flags...], or ./run.sh test [pytest arguments...]" ;;
+  *) fail "usage: ./run.sh deep_casa | spex_plus | binaural | diffsep [flags...], or ./run.sh test [pytest arguments...]" ;;
 esac

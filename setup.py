@@ -7,6 +7,7 @@ convert = ["torch>=2.6"]
 demo = ["gradio>=6.31"]
 export = ["tf2onnx>=1.17", "onnx>=1.23", "onnxruntime>=1.31", "ai-edge-litert>=2.3"]
 metrics = ["fast-bss-eval>=0.1.4", "pystoi>=0.4.1"]
+mos = ["speechmos", "librosa", "onnxruntime>=1.31", "requests"]
 room = ["pyroomacoustics>=0.10.1"]
 
 setup(
@@ -36,6 +37,7 @@ setup(
         "demo": demo,
         "export": export,
         "live": ["sounddevice"],
+        "mos": mos,
         "room": room,
         "test": ["pytest", "pytest-xdist", "selenium", *corpus, *demo, *export, *room],
     },

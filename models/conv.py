@@ -92,12 +92,16 @@ def weighted_sum(weights, tensors):
     return total
 
 
-def row_tiles_pay(rows, channels, dtype):
+def row_tiles_pay(rows, channels, dtype, least=(64, 32)):
     """Whether row tiles are the faster way for maps of so many rows and channels: on CPU, and on large maps.
 
     Libraries for GPUs choose such algorithms themselves. On small maps little is won for many operations.
+
+    Args:
+        least: rows and channels from which they are; as measured for maps that several convolutions see.
     """
-    return rows >= 64 and channels >= 32 and dtype == "float32" and not keras.distribution.list_devices("gpu")
+    large = rows >= least[0] and channels >= least[1]
+    return large and dtype == "float32" and not keras.distribution.list_devices("gpu")
 
 
 @contextlib.contextmanager
@@ -152,6 +156,101 @@ def dilated_depthwise(x, kernel, dilation, causal=False):
         data_format="channels_last",
     )
     return ops.slice(ops.reshape(y, (batch, -1, channels)), (0, 0, 0), (batch, frames, channels))
+
+
+# Gradients that keep little -------------------------------------------------------------------------
+
+
+def lean(function):
+    """Of a function that gives (results, their gradient): the results, with that gradient.
+
+    The gradient says what is kept for it; TensorFlow alone would keep every map on the way. Other backends
+    differentiate as they always do.
+
+    Args:
+        function: of tensors, a list, to (tuple of results, gradient). gradient: what the results' gradients are, one
+            after the other, to a list of those of the tensors.
+    """
+
+    def run(*tensors):
+        if keras.backend.backend() != "tensorflow":
+            return function(tensors)[0]
+        return ops.custom_gradient(lambda *tensors: function(tensors))(*tensors)
+
+    return run
+
+
+def ones_after(upstream):
+    """Ones [..., 1, 1], but only once `upstream` is known: what is multiplied by them is computed then and not before.
+
+    Else TensorFlow sees that the forward pass had the same map, and keeps that one.
+    """
+    first = ops.slice(upstream, (0,) * upstream.ndim, (1,) * upstream.ndim)
+    return ops.exp(ops.minimum(ops.abs(ops.cast(first, "float32")), 0))
+
+
+def activated(x, scale, shift, activation):
+    """activation(x * scale + shift), in float32, given back in x's precision; see `tiled_convolution`."""
+    return ops.cast(activation[0](ops.cast(x, "float32") * scale + shift), x.dtype)
+
+
+def tiled_convolution(x, kernel, scale=None, shift=None, activation=None):
+    """3x3 convolution, stride 1, zeros around, by row tiles; for the gradient x alone is kept.
+
+    Half the products of the direct way, in the forward pass and for both gradients.
+
+    Args:
+        x: [batch, rows, columns, in], float32, its number of rows known.
+        kernel: [3, 3, in, out].
+        scale, shift: [batch or 1, 1, 1, in]; if given, the convolution is of activation(x * scale + shift).
+        activation: (function, its derivative) of that.
+
+    Returns:
+        [batch, rows, columns, out].
+    """
+
+    def forward(x, kernel):
+        sums = kernel_sums(kernel)
+        return tiles_to_rows([convolve(tile, part, True) for tile, part in zip(row_tiles(x), sums)], 0, x.shape[1])
+
+    def function(tensors):
+        x, kernel = tensors[:2]
+        seen = activation[0](x * tensors[2] + tensors[3]) if activation else x
+        y = forward(seen, kernel)
+
+        def gradient(upstream):
+            later = ones_after(upstream)
+            z = x * (tensors[2] * later) + tensors[3] if activation else x * later
+            to_kernel = tiled_kernel_gradient(activation[0](z) if activation else z, upstream)
+            to_seen = forward(upstream, ops.transpose(ops.flip(kernel, (0, 1)), (0, 1, 3, 2)))
+            if not activation:
+                return [to_seen, to_kernel]
+            to_z = to_seen * activation[1](z)
+            sums = [ops.sum(y, axis=(1, 2), keepdims=True) for y in (to_z * x, to_z)]
+            sums = [y if w.shape[0] != 1 else ops.sum(y, axis=0, keepdims=True) for y, w in zip(sums, tensors[2:])]
+            return [to_z * tensors[2], to_kernel, *sums]
+
+        return y, gradient
+
+    return lean(function)(x, kernel, *([scale, shift] if activation else []))
+
+
+def tiled_kernel_gradient(x, upstream):
+    """Gradient to the kernel of a 3x3 convolution of x, [3, 3, in, out], by row tiles."""
+    tiles = -(-x.shape[1] // TILE)
+    batch, rows, columns, filters = ops.shape(upstream)
+    channels = x.shape[-1]
+    upstream = ops.pad(upstream, ((0, 0), (0, tiles * TILE - rows), (0, 0), (0, 0)))
+    upstream = ops.reshape(upstream, (batch, tiles, TILE, columns, filters))
+    products = combine(ops.unstack(upstream, axis=2), OUTPUT_SUMS.T, PAIRS.T)
+    found = []
+    for tile, product in zip(row_tiles(ops.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))), products):
+        size = (batch, tiles, columns, channels)
+        taps = ops.concatenate([ops.slice(tile, (0, 0, i, 0), size) for i in range(3)], axis=-1)
+        taps = ops.reshape(taps, (-1, 3 * channels))
+        found.append(ops.matmul(ops.transpose(taps), ops.reshape(product, (-1, filters))))
+    found = ops.reshape(ops.stack(found), (len(KERNEL_SUMS), -1))
+    return ops.reshape(ops.matmul(KERNEL_SUMS.T.astype("float32"), found), (3, 3, channels, filters))
 
 
 # Layers -------------------------------------------------------------------------------------------
@@ -230,7 +329,8 @@ class DenseConv2D(keras.layers.Layer):
 class Conv3x3(keras.layers.Layer):
     """3x3 convolution with bias, stride 1, zeros around: [batch, rows, columns, in] -> [batch, rows, columns, filters].
 
-    Kernel layout (row, column, in, filters). `shift` [batch, filters] is added to the bias of each item.
+    Kernel layout (row, column, in, filters). `bias` [batch, filters] is added to that of each item. With `scale`,
+    `shift` and `activation` the convolution is of activation(x * scale + shift), see `tiled_convolution`.
     """
 
     def __init__(self, filters, kernel_initializer=None, **kwargs):
@@ -243,10 +343,13 @@ class Conv3x3(keras.layers.Layer):
         self.kernel = self.add_weight(shape=shape, initializer=self.kernel_initializer, name="kernel")
         self.bias = self.add_weight(shape=(self.filters,), initializer="zeros", name="bias")
 
-    def call(self, x, shift=None):
-        bias = self.bias
-        if shift is not None:
-            bias = ops.reshape(shift + bias, (-1, 1, 1, self.filters))
+    def call(self, x, bias=None, scale=None, shift=None, activation=None):
+        bias = self.bias if bias is None else ops.reshape(bias + self.bias, (-1, 1, 1, self.filters))
+        channels = min(x.shape[-1], self.filters)
+        if row_tiles_pay(x.shape[1], channels, self.compute_dtype, (32, 64)) and not portable():
+            return tiled_convolution(x, 1.0 * self.kernel, scale, shift, activation) + bias
+        if activation is not None:
+            x = activated(x, scale, shift, activation)
         return convolve(x, self.kernel, same=True) + bias
 
     def get_config(self):

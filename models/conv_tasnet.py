@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from models.conv import PointwiseConv, pointwise
+from models.conv import PointwiseConv, lean, ones_after, pointwise
 from models.norm import BatchNorm, ChannelNorm, CumulativeNorm, GlobalNorm, frame_statistics, value_count
 from models.spectral import fourier_filters
 
@@ -40,25 +40,6 @@ class PReLU(keras.layers.Layer):
 
     def call(self, x):
         return prelu(x, 1.0 * self.slope)  # a tensor, which custom gradients need
-
-
-def lean(function):
-    """Of a function that gives (results, their gradient): the results, with that gradient.
-
-    The gradient says what is kept for it; TensorFlow alone would keep every map on the way. Other backends
-    differentiate as they always do.
-
-    Args:
-        function: of tensors, a list, to (tuple of results, gradient). gradient: what the results' gradients are, one
-            after the other, to a list of those of the tensors.
-    """
-
-    def run(*tensors):
-        if keras.backend.backend() != "tensorflow":
-            return function(tensors)[0]
-        return ops.custom_gradient(lambda *tensors: function(tensors))(*tensors)
-
-    return run
 
 
 def rectified(x, slope):
@@ -104,7 +85,7 @@ def expanded(x, kernel, shift, slope, sign, frame_mask=None):
         mean, variance = frame_statistics(y, frame_mask)
 
         def gradient(to_y, to_mean, to_variance):
-            u = before(x * ops.cast(_ones(to_mean), x.dtype), kernel, shift)
+            u = before(x * ops.cast(ones_after(to_mean), x.dtype), kernel, shift)
             y = masked(rectified(u, slope))
             to_square = 2 * to_variance / value_count(y, frame_mask)
             constant = to_mean * sign / value_count(y, frame_mask) - to_square * mean
@@ -154,7 +135,7 @@ def reduced(z, shift, slope, sign, floor, gamma, beta, kernel, frame_mask=None):
         y = y + ops.cast(ops.matmul(offset, kernel), dtype)
 
         def gradient(upstream):
-            x = z * ops.cast(_ones(upstream), dtype) + ops.cast(shift, dtype)
+            x = z * ops.cast(ones_after(upstream), dtype) + ops.cast(shift, dtype)
             w = masked(rectified(x, slope))
             total = ops.sum(ops.cast(upstream, "float32"), axis=2, keepdims=True)
             upstream = upstream * ops.cast(scale, dtype)
@@ -184,15 +165,6 @@ def reduced(z, shift, slope, sign, floor, gamma, beta, kernel, frame_mask=None):
 
     y = lean(function)(z, shift, slope, floor, gamma, beta, kernel)
     return y[0] if isinstance(y, (tuple, list)) else y
-
-
-def _ones(upstream):
-    """Ones [..., 1, 1], but only once `upstream` is known: what is multiplied by them is computed then and not before.
-
-    Else TensorFlow sees that the forward pass had the same map, and keeps that one.
-    """
-    first = ops.slice(upstream, (0,) * upstream.ndim, (1,) * upstream.ndim)
-    return ops.exp(ops.minimum(ops.abs(ops.cast(first, "float32")), 0))
 
 
 def _transposed(x):

@@ -11,24 +11,36 @@ import keras
 import numpy as np
 from keras import ops
 
-from models.conv import Conv3x3, PointwiseConv, pointwise
+from models.conv import Conv3x3, PointwiseConv, activated, pointwise
 from models.conv_tasnet import fit
 from models.fir import downsample, filtered_for_stride, upsample
 from models.norm import GroupNorm
 from models.spectral import centred_istft, centred_stft
 
-NONLINEARITIES = {
-    "swish": ops.silu,
-    "elu": ops.elu,
-    "relu": ops.relu,
-    "lrelu": lambda x: ops.leaky_relu(x, negative_slope=0.2),
-}
 PROGRESSIVE = ("output_skip", "none")
 PROGRESSIVE_INPUT = ("input_skip", "residual", "none")
 COMBINE = ("sum", "cat")
 BLOCKS = ("biggan", "ddpm")
 TRANSFORMS = ("exponent", "log", "none")
+LEAK = 0.2
 FRAME_MULTIPLE = 64  # to which the reference fills up frames, whatever the depth
+
+
+def swish_derivative(x):
+    gate = ops.sigmoid(x)
+    return gate * (1 + x * (1 - gate))
+
+
+# Functions and their derivatives.
+NONLINEARITIES = {
+    "swish": (ops.silu, swish_derivative),
+    "elu": (ops.elu, lambda x: ops.exp(ops.minimum(x, 0.0))),
+    "relu": (ops.relu, lambda x: ops.cast(x > 0, x.dtype)),
+    "lrelu": (
+        lambda x: ops.leaky_relu(x, negative_slope=LEAK),
+        lambda x: ops.where(x > 0, 1.0, LEAK),
+    ),
+}
 
 
 def uniform(scale=1.0):
@@ -153,14 +165,17 @@ class ResidualBlock(keras.layers.Layer):
         return self.dense_0(embedding)
 
     def call(self, x, time_bias=None, training=False):
-        h = activated(self.norm_0, x, self.activation, self.compute_dtype)
+        scale, shift = self.norm_0.scale_and_shift(x)
         if self.resample:
-            h = self.resample(h, self.fir)
-        h = self.conv_0(h, time_bias)
-        h = activated(self.norm_1, h, self.activation, self.compute_dtype)
-        if self.dropped is not None:
-            h = self.dropped(h, training=training)
-        h = self.conv_1(h)
+            h = self.resample(activated(x, scale, shift, self.activation), self.fir)
+            h = self.conv_0(h, bias=time_bias)
+        else:
+            h = self.conv_0(x, bias=time_bias, scale=scale, shift=shift, activation=self.activation)
+        scale, shift = self.norm_1.scale_and_shift(h)
+        if self.dropped is not None and training:
+            h = self.conv_1(self.dropped(activated(h, scale, shift, self.activation), training=True))
+        else:
+            h = self.conv_1(h, scale=scale, shift=shift, activation=self.activation)
         return (self.beside(x) + h) * self.factor
 
     def beside(self, x):
@@ -271,7 +286,7 @@ class NCSNpp(keras.layers.Layer):
         channels: of the first level; a multiple of 4 up to 128, of 32 beyond.
         multipliers: channels of each level, over those of the first; every level has half the rows and columns.
         blocks: residual blocks of a level; one more on the way up.
-        attention: numbers of rows after whose blocks there is attention.
+        attention: numbers of rows after whose blocks there is attention; those that no level has are passed by.
         fir: kernel of the resampling; None: means, and repetition.
         block: "biggan", or "ddpm", where maps are resampled without a convolution between blocks.
         wide_shortcut: of "ddpm": 3x3 convolutions, not 1x1, where the number of channels changes.
@@ -329,8 +344,6 @@ class NCSNpp(keras.layers.Layer):
         heights = [rows // 2**i for i in range(len(multipliers))]
         if rows != heights[-1] * 2 ** (len(multipliers) - 1):
             raise ValueError(f"{rows} rows cannot be halved {len(multipliers) - 1} times; take fewer levels")
-        if not set(attention) <= set(heights):
-            raise ValueError(f"attention at {list(attention)} rows: the levels have {heights}")
         self.settings = dict(
             inputs=inputs,
             outputs=outputs,
@@ -476,7 +489,8 @@ class NCSNpp(keras.layers.Layer):
             return [None] * len(self.residual_blocks)
         embedding = self.embedding(ops.log(ops.cast(time, "float32")))
         first, second = self.embedded
-        embedding = self.activation(second(self.activation(first(embedding))))
+        function, _ = self.activation
+        embedding = function(second(function(first(embedding))))
         return [block.time_bias(embedding) for block in self.residual_blocks]
 
     def call(self, x, time, biases=None, training=False):
@@ -519,16 +533,11 @@ class NCSNpp(keras.layers.Layer):
     def shown(self, outputs, h):
         """The output that a level adds."""
         norm, conv = outputs
-        return conv(activated(norm, h, self.activation, self.compute_dtype))
+        scale, shift = norm.scale_and_shift(h)
+        return conv(h, scale=scale, shift=shift, activation=self.activation)
 
     def get_config(self):
         return super().get_config() | self.settings
-
-
-def activated(norm, x, activation, dtype):
-    """A GroupNorm and a nonlinearity, in float32, given back as `dtype`."""
-    scale, shift = norm.scale_and_shift(x)
-    return ops.cast(activation(ops.cast(x, "float32") * scale + shift), dtype)
 
 
 # Spectra --------------------------------------------------------------------------------------------

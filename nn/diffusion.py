@@ -253,7 +253,9 @@ class Diffusion:
                 first = start * self.hop_size
                 # Silence behind a recording would have a share in its level.
                 window = np.asarray(samples[first : min(first + length, len(samples))], np.float32)
-                estimates = self.window(window, deviation)
+                # By length and place, so that a change of level changes nothing else.
+                key = file_key(self.seed, zlib.crc32(f"{len(samples)} {first}".encode()))
+                estimates = self.window(window, key, deviation)
                 yield first, piece(estimates, 0, length)
                 if bar is not None:
                     bar.update(2)
@@ -274,17 +276,17 @@ class Diffusion:
             block = np.frombuffer(spool.read(4 * self.talkers * size), np.float32).reshape(self.talkers, size)
             yield factors * block
 
-    def window(self, mixture, deviation=0.0):
+    def window(self, mixture, key, deviation=0.0):
         """Sources [sources, samples] of a window [samples], in the measure of the recording.
 
         Args:
+            key: of its noise.
             deviation: of the whole recording.
         """
         centred, _, (_, measure) = normalise(mixture[None])
         own = float(measure[0, 0, 0])
         # A quiet window is a loud one's noise.
         level = max(own, QUIETEST_WINDOW * deviation)
-        key = file_key(self.seed, zlib.crc32(mixture.tobytes()))
         return self.reverse(np.asarray(centred) * np.float32(own / level), [key])[0] * level
 
     def stream(self, enrolment=None):

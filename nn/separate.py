@@ -5,7 +5,8 @@
 
 --resume_model names a checkpoint of each stage (give it twice), or a folder below which they lie. config.json beside
 a checkpoint says which system it is, its sizes and its rate. Writes out/<name>_s1.wav, _s2.wav, ...; SpEx+, which
-extracts the talker of the enrolment, _s1.wav alone; Binaural TasNet takes recordings of two ears, and writes stereo.
+extracts the talker of the enrolment, _s1.wav alone; Binaural TasNet takes recordings of two ears, and writes stereo;
+DiffSep for enhancement writes the speech as _s1.wav, the noise as _s2.wav.
 
 Long files go through in overlapping windows, in memory that does not grow with their length. Causal systems go from
 block to block instead, as nn/live.py does (--grouping online).
@@ -33,6 +34,7 @@ from feat.audio import read_blocks, require_stereo, resample, resample_blocks, w
 from feat.files import UserError, atomic_path, make_writable_directory, require_free_bytes, run_script, write_text
 from feat.parallel import progress
 from nn import checkpoint
+from nn.diffusion import SOLVER_NAMES
 from nn.extraction import LEVELS, REJECT
 from nn.systems import SYSTEMS, enrol, find_checkpoints, make_system
 from nn.windows import Windows
@@ -54,7 +56,8 @@ class Separator:
         grouping: "online": frame by frame from the past alone, for causal checkpoints, without windows; "kmeans": over
             the whole file; "auto": online for causal checkpoints.
         options: of the system: `seed` of Deep CASA's clustering; `level`, `reject` and `threshold` of SpEx+, see
-            nn.extraction.TargetTalker.
+            nn.extraction.TargetTalker; `steps`, `snr`, `corrector_steps`, `solver` and `seed` of DiffSep, see
+            nn.diffusion.Diffusion.
 
     Attributes:
         channels: that are separated together, 2 for systems of two ears; None for those of one channel.
@@ -433,7 +436,11 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "grouping", "auto", ["auto", "online", "kmeans"], "frame by frame (causal checkpoints), or over the whole file"
     )
-    flags.DEFINE_integer("seed", 0, "of the clustering")
+    flags.DEFINE_integer("seed", 0, "of Deep CASA's clustering, of DiffSep's noise", lower_bound=0)
+    flags.DEFINE_integer("steps", None, "DiffSep: steps of the reverse process; default: as validated", lower_bound=1)
+    flags.DEFINE_float("snr", None, "DiffSep: size of the corrector's steps", lower_bound=0)
+    flags.DEFINE_integer("corrector_steps", None, "DiffSep: of the corrector at every time", lower_bound=0)
+    flags.DEFINE_enum("solver", None, SOLVER_NAMES, "DiffSep: reference, or one of fewer calls; see the README")
     flags.DEFINE_multi_string("enrolment", [], "SpEx+: recording of the wanted talker; repeat to average several")
     flags.DEFINE_enum("level", "projection", LEVELS, "SpEx+: as loud as in the mixture, or its peak, or as it comes")
     flags.DEFINE_enum(

@@ -39,6 +39,7 @@ from models.grouping import SequentialGrouping
 from models.streaming import StreamingSeparator
 from nn import checkpoint, clustering
 from nn.binaural import Binaural
+from nn.diffusion import Diffusion
 from nn.extraction import TargetTalker
 from nn.streams import add_up, compile_step, stream_through
 from nn.windows import join, piece
@@ -182,7 +183,7 @@ class DeepCasa:
         return istft(ordered[..., 0] + 1j * ordered[..., 1], None, self.fft_size, self.hop_size, parity=False)
 
 
-SYSTEMS = {name: kind for kind in (DeepCasa, TargetTalker, Binaural) for name in kind.CHECKPOINTS}
+SYSTEMS = {name: kind for kind in (DeepCasa, TargetTalker, Binaural, Diffusion) for name in kind.CHECKPOINTS}
 
 
 def find_checkpoints(given):

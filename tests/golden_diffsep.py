@@ -131,6 +131,10 @@ class Renamed(keras.Model):
         super().__init__(name="ncsnpp")
         self.network = network
         self.sources = network.settings["outputs"] // 2
+        self.build()
+
+    def build(self, input_shape=None):
+        self.network.build()
 
 
 def ncsnpp_variants(case, folder):
@@ -144,7 +148,6 @@ def ncsnpp_variants(case, folder):
         )
         own = {NETWORK + key.split(".", 1)[1]: value for key, value in weights.items() if key.split(".")[0] == name}
         model = Renamed(network)
-        model.build_network = network.build((None, None, None, config["num_channels_in"]))
         checkpoint.restore_weights(DiffsepReader(name, own), "ncsnpp", model)
         ours = network(x, time)
         theirs = case["out/" + name]
