@@ -35,6 +35,10 @@ class MixSDE:
         sigma_min, sigma_max: noise at the sources and, nearly, at the mixture.
     """
 
+    # Of what a source differs from the mixture's share in a mixture of power 1, in the measure of the noise's level: n
+    # sources alike and of equal power, times this.
+    power = 1.0
+
     def __init__(self, sources=2, d_lambda=2.0, sigma_min=0.05, sigma_max=0.5):
         self.sources = sources
         self.d_lambda = d_lambda
@@ -133,6 +137,26 @@ class MixSDE:
         mean = x + self.spread(score, common, apart) * level**2
         return self.spread(mean, 1.0, 1.0 / self.decay(t))
 
+    def known(self, t):
+        """Power of the differences between sources over that of their noise, in the state at t."""
+        power = self.power * (self.sources - 1) / self.sources**2
+        return power * ops.square(self.decay(t)) / self.variances(t)[1]
+
+    def estimate_of_output(self, x, t, output, mixture, level=1.0):
+        """Sources of what a network gives that is to have a power of about 1 at any time (Karras et al., 2022).
+
+        The best linear guess from the state, and on top of it the output, as large as that guess's error. Both have a
+        say in the differences between the sources alone: their sum is the mixture.
+
+        Args:
+            output: [batch, n, samples].
+            mixture: [batch, samples].
+        """
+        known = self.known(t)
+        skip = known / (1.0 + known) / self.decay(t)
+        gain = ops.sqrt(known / (1.0 + known) * self.variances(t)[1]) / self.decay(t)
+        return self.mixture_mean(mixture) + self.spread(wide(skip) * x + wide(gain) * level * output, 0.0, 1.0)
+
     def score_of_estimate(self, x, t, estimate, level=1.0):
         """The score at (x, t) if the sources were known: the inverse of `estimate`."""
         common, apart = self.variances(t)
@@ -147,6 +171,8 @@ class PriorMixSDE(MixSDE):
         avg_len: samples over which the level is measured.
         parity: the mean of the prior is half the mixture, however many sources there are, as in the reference.
     """
+
+    power = 4.0  # the level is half of the mixture's
 
     def __init__(self, sources=2, d_lambda=2.0, sigma_min=0.05, sigma_max=0.5, avg_len=510, parity=False):
         super().__init__(sources, d_lambda, sigma_min, sigma_max)

@@ -25,8 +25,8 @@ from feat.lists import rate_folder
 from feat.noises import write_recordings
 from models import losses, ncsnpp
 from models.cdiffuse import STEPS, CDiffuse
-from models.diffusion_losses import ORDERS, ScoreMatching
-from models.diffusion_sampling import file_key, score_of
+from models.diffusion_losses import ORDERS, WEIGHTS, ScoreMatching
+from models.diffusion_sampling import PREDICTS, file_key, score_of
 from models.ncsnpp import ScoreModel
 from models.sde import PROCESSES, TIME_SAMPLING, normalise
 from nn import checkpoint, devices, learning_rate, metrics, summaries, train
@@ -139,13 +139,15 @@ class ScoreTraining:
         model: ScoreModel or CDiffuse.
         matching: ScoreMatching.
         steps: variable, number of the training step.
+        predicts: see models.diffusion_sampling.score_of.
         seed: of times, noise and orders; these depend on it, the step and the example's index alone.
     """
 
-    def __init__(self, model, matching, steps, seed=0):
+    def __init__(self, model, matching, steps, predicts="score", seed=0):
         self.model = model
         self.matching = matching
         self.steps = steps
+        self.predicts = predicts
         self.first_key = int(file_key(seed, 0))
 
     def __call__(self, batch, training=False):
@@ -159,7 +161,8 @@ class ScoreTraining:
         keys = tf.cast(batch["index"], tf.int32) + self.first_key
         step = tf.cast(self.steps, tf.int32) + 1 if training else 0
         draws = self.matching.draw(keys, step, tf.shape(sources)[2])
-        return self.matching(score_of(self.model, mixture, training), mixture, sources, draws), {}
+        score = score_of(self.model, self.matching.sde, mixture, self.predicts, training)
+        return self.matching(score, mixture, sources, draws), {}
 
 
 class ValidationSeparation:
@@ -246,6 +249,8 @@ def define_flags():
     flags.DEFINE_float("init_hack_p", None, "of examples at the mixture, for --init_hack 4 to 7; 1 / --sde_N", 0.0, 1.0)
     flags.DEFINE_float("mmnr_thresh_pit", -10.0, "dB, under which the order of sources is free, for --init_hack 6")
     flags.DEFINE_enum("loss", "mse", ["mse"], "of L S + z")
+    flags.DEFINE_enum("loss_weight", "noise", WEIGHTS, "what the loss is a mean of; see models/diffusion_losses.py")
+    flags.DEFINE_enum("predicts", "score", PREDICTS, "what the network gives; see models/diffusion_sampling.py")
     flags.DEFINE_float("weight_decay", 0.0, "added to gradients times the weights", lower_bound=0.0)
     flags.DEFINE_integer("lr_warmup", 0, "steps in which a constant rate rises", lower_bound=0)
     flags.DEFINE_float("clip_percentile", 0.0, "limit gradients by this percentile of their norms instead", 0.0, 100.0)
@@ -402,6 +407,7 @@ def make_matching(sde):
             t_rev_init=FLAGS.t_rev_init,
             probability=probability,
             mmnr_threshold=FLAGS.mmnr_thresh_pit,
+            weight=FLAGS.loss_weight,
             parity=FLAGS.parity,
         )
     except ValueError as error:
@@ -498,7 +504,7 @@ def train_model():
         train.seed_everything(FLAGS.seed)
         model = make_model(model_settings(FLAGS.resume_model or FLAGS.load))
         optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate, l2=FLAGS.weight_decay)
-    config = {name: FLAGS[name].value for name in ("sample_rate", "task", *PROCESS)}
+    config = {name: FLAGS[name].value for name in ("sample_rate", "task", "predicts", *PROCESS)}
     sde, t_eps = make_process(config, FLAGS.n_speakers)
     sampling = sampling_of_flags()
     data = TrainingData(batch_size)
@@ -509,7 +515,7 @@ def train_model():
     else:
         rule = train.rule_from_flags(epochs, patience=2, higher_is_better=better)
     changes = {"steps": FLAGS.val_steps, "solver": FLAGS.val_solver}
-    trained = types.SimpleNamespace(model=model, sde=sde, t_eps=t_eps, config={"sampling": sampling})
+    trained = types.SimpleNamespace(model=model, sde=sde, t_eps=t_eps, config=config | {"sampling": sampling})
     separation = ValidationSeparation(
         Reverse(trained, Sampling(**sampling | {name: value for name, value in changes.items() if value is not None})),
         data.separated,
@@ -524,7 +530,7 @@ def train_model():
         system=FLAGS.backbone,
         model=model,
         optimizer=optimizer,
-        objective=ScoreTraining(model, make_matching(sde), optimizer.iterations.value, FLAGS.seed),
+        objective=ScoreTraining(model, make_matching(sde), optimizer.iterations.value, FLAGS.predicts, FLAGS.seed),
         training_batches=data.training_batches,
         validation_batches=data.validation_batches,
         epochs=epochs,

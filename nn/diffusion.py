@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from feat.files import UserError
 from models.cdiffuse import CDiffuse
-from models.diffusion_sampling import SOLVERS, ExponentialSolver, KeyedNoise, PredictorCorrector, file_key
+from models.diffusion_sampling import SOLVERS, ExponentialSolver, KeyedNoise, PredictorCorrector, file_key, score_of
 from models.ncsnpp import ScoreModel
 from models.sde import PROCESSES, normalise
 from nn import checkpoint
@@ -157,6 +157,7 @@ class Reverse:
 
     def __init__(self, trained, sampling=Sampling(), states=False):
         self.model, self.sde = trained.model, trained.sde
+        self.predicts = trained.config.get("predicts", "score")
         self.sampling = sampling.filled(trained.config)
         self.sampler = self.sampling.sampler(self.sde, trained.t_eps)
         self.states = states
@@ -174,12 +175,8 @@ class Reverse:
         return self
 
     def _graph(self, mixture, keys):
-        prepared = self.model.prepare(mixture)
         noise = KeyedNoise(keys, self.sde.sources, tf.shape(mixture)[1])
-
-        def score(x, t):
-            return self.model(x, t, prepared=prepared)
-
+        score = score_of(self.model, self.sde, mixture, self.predicts)
         return self.sampler(score, mixture, noise, states=self.states)
 
     def __call__(self, mixture, keys):
