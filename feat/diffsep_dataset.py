@@ -25,15 +25,11 @@ from feat.dataset import Share, batches_in_order, checked, epoch_order, pieces
 from feat.files import UserError
 from feat.lists import mixture_folder
 from feat.triplet_dataset import Files, audio_files
+from feat.vctk_demand import NOISY_FOLDERS
 
 SPLITS = ("train", "val", "test", "libri-clean", "libri-noisy")
 TASKS = ("separation", "enhancement")
 TRAINING_SHARE = 0.9  # of the folder train/ of VCTK-DEMAND; the rest validates
-# Folders of VCTK-DEMAND as the loader wants them, and as they are published.
-NOISY_FOLDERS = {
-    "train": (("train/noisy", "train/clean"), ("noisy_trainset_28spk_wav", "clean_trainset_28spk_wav")),
-    "test": (("test/noisy", "test/clean"), ("noisy_testset_wav", "clean_testset_wav")),
-}
 
 
 # Sets ---------------------------------------------------------------------------------------------

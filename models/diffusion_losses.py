@@ -30,6 +30,7 @@ from models.losses import assignment_cost
 from models.sde import TIME_SAMPLING, sample_times, wide
 
 ORDERS = ("power", "random", "pit", "none")
+WEIGHTS = ("noise", "error")
 INIT_HACKS = tuple(range(8))
 DRAWS = 5  # kinds of random numbers for a step
 
@@ -46,6 +47,8 @@ class ScoreMatching:
         init_hack: see above.
         t_rev_init: how long before 1 init_hack 1 to 3 begin.
         probability: of init_hack 4 to 7.
+        weight: "noise": of the noise, as in the reference; "error": of the sources, over the error that the best linear
+            guess from the state has, so that all times weigh alike.
         mmnr_threshold: dB; sources are alike if their mean square difference over all orders is so far above the noise
             at most.
         parity: in that case the noise that another order stands for has the wrong sign, as in the reference.
@@ -61,8 +64,11 @@ class ScoreMatching:
         t_rev_init=0.03,
         probability=1.0 / 30,
         mmnr_threshold=-10.0,
+        weight="noise",
         parity=False,
     ):
+        if weight not in WEIGHTS:
+            raise ValueError(f"weight {weight}: should be one of {', '.join(WEIGHTS)}")
         if source_order not in ORDERS:
             raise ValueError(f"source order {source_order}: should be one of {', '.join(ORDERS)}")
         if isinstance(init_hack, bool) or init_hack not in INIT_HACKS:
@@ -79,6 +85,7 @@ class ScoreMatching:
         self.t_rev_init = t_rev_init
         self.probability = probability
         self.mmnr_threshold = mmnr_threshold
+        self.weight = weight
         self.parity = parity
 
     def draw(self, keys, step, samples):
@@ -120,7 +127,6 @@ class ScoreMatching:
         level = sde.level(mixture)
         t = sample_times(sde, draws["time"], self.t_eps, self.time_sampling)
         branch = draws["branch"] < self.probability
-        at_mixture = self.init_hack >= 5
         if self.init_hack >= 4:
             t = ops.where(branch, 1.0, t)
         sources = self._in_order(sources, draws["order"])
@@ -134,13 +140,19 @@ class ScoreMatching:
             if self.init_hack != 2:
                 target = z + wide(moved) * sde.divide_deviation(t, to_mixture, level)
         found = sde.multiply_deviation(t, score(x, t), level)
-        plain = _mean_square(found + target)
+        losses = self._of_residual(found, target, z, t, level, sources, branch)
+        return losses if self.weight == "noise" else losses * (1.0 + 1.0 / sde.known(t))
+
+    def _of_residual(self, found, target, z, t, level, sources, branch):
+        """Loss of L S, [batch], under the orders of the sources that are free."""
+        at_mixture, residual = self.init_hack >= 5, found + target
+        plain = _mean_square(residual)
         if not at_mixture and self.source_order != "pit":
             return plain
-        ordered = self._any_order(found + target, sources, t, level)
+        ordered = self._any_order(residual, sources, t, level)
         if self.init_hack == 7:
             return ordered
-        alike = self._alike(sources, sde.multiply_deviation(t, z, level), t) if self._by_threshold else False
+        alike = self._alike(sources, self.sde.multiply_deviation(t, z, level), t) if self._by_threshold else False
         if self.parity and self._by_threshold:
             # At the mixture the reference has the sign right.
             ordered = ops.where(branch & at_mixture, ordered, self._any_order(found + z, sources, t, level, -1.0))

@@ -19,17 +19,31 @@ from models.sde import time_grid
 
 PREDICTORS = ("reverse_diffusion", "euler_maruyama", "none")
 CORRECTORS = ("ald2", "ald", "langevin", "none")
+PREDICTS = ("score", "sources")
 SOLVERS = ("first", "multistep", "heun")
 
 
-def score_of(model, mixture, training=False):
+def score_of(model, sde, mixture, predicts="score", training=False):
     """The score of normalised mixtures [batch, samples] by a network, which looks at them once.
 
     Args:
         model: models.ncsnpp.ScoreModel or models.cdiffuse.CDiffuse.
+        predicts: of PREDICTS, what the network gives: the score, as in the reference, or what makes the sources, see
+            models.sde.MixSDE.estimate_of_output, from which the score follows.
     """
     prepared = model.prepare(mixture)
-    return lambda x, t: model(x, t, prepared=prepared, training=training)
+
+    def output(x, t):
+        return model(x, t, prepared=prepared, training=training)
+
+    if predicts == "score":
+        return output
+    level = sde.level(mixture)
+
+    def score(x, t):
+        return sde.score_of_estimate(x, t, sde.estimate_of_output(x, t, output(x, t), mixture, level), level)
+
+    return score
 
 
 # Noise --------------------------------------------------------------------------------------------

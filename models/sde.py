@@ -35,6 +35,8 @@ class MixSDE:
         sigma_min, sigma_max: noise at the sources and, nearly, at the mixture.
     """
 
+    power = 1.0  # of the mixture, over the square of the noise's level
+
     def __init__(self, sources=2, d_lambda=2.0, sigma_min=0.05, sigma_max=0.5):
         self.sources = sources
         self.d_lambda = d_lambda
@@ -133,6 +135,25 @@ class MixSDE:
         mean = x + self.spread(score, common, apart) * level**2
         return self.spread(mean, 1.0, 1.0 / self.decay(t))
 
+    def known(self, t):
+        """Power of the differences between sources over that of their noise, in the state at t."""
+        return self.power / self.sources * ops.square(self.decay(t)) / self.variances(t)[1]
+
+    def estimate_of_output(self, x, t, output, mixture, level=1.0):
+        """Sources of what a network gives that is to have a power of about 1 at any time (Karras et al., 2022).
+
+        The best linear guess from the state, and on top of it the output, as large as that guess's error. Both have a
+        say in the differences between the sources alone: their sum is the mixture.
+
+        Args:
+            output: [batch, n, samples].
+            mixture: [batch, samples].
+        """
+        known = self.known(t)
+        skip = known / (1.0 + known) / self.decay(t)
+        gain = ops.sqrt(known / (1.0 + known) * self.variances(t)[1]) / self.decay(t)
+        return self.mixture_mean(mixture) + self.spread(wide(skip) * x + wide(gain) * level * output, 0.0, 1.0)
+
     def score_of_estimate(self, x, t, estimate, level=1.0):
         """The score at (x, t) if the sources were known: the inverse of `estimate`."""
         common, apart = self.variances(t)
@@ -147,6 +168,8 @@ class PriorMixSDE(MixSDE):
         avg_len: samples over which the level is measured.
         parity: the mean of the prior is half the mixture, however many sources there are, as in the reference.
     """
+
+    power = 4.0  # the level is half of the mixture's
 
     def __init__(self, sources=2, d_lambda=2.0, sigma_min=0.05, sigma_max=0.5, avg_len=510, parity=False):
         super().__init__(sources, d_lambda, sigma_min, sigma_max)

@@ -21,16 +21,15 @@ from feat import dataset, diffsep_dataset
 from feat.binaural_mix import ascending, find_noise
 from feat.binaural_sets import divide_talkers
 from feat.files import UserError, run_script
-from feat.lists import rate_folder
 from feat.noises import write_recordings
 from models import losses, ncsnpp
 from models.cdiffuse import STEPS, CDiffuse
-from models.diffusion_losses import ORDERS, ScoreMatching
-from models.diffusion_sampling import file_key, score_of
+from models.diffusion_losses import ORDERS, WEIGHTS, ScoreMatching
+from models.diffusion_sampling import PREDICTS, file_key, score_of
 from models.ncsnpp import ScoreModel
 from models.sde import PROCESSES, TIME_SAMPLING, normalise
 from nn import checkpoint, devices, learning_rate, metrics, summaries, train
-from nn.diffsep_evaluate import define_data_flags, define_sampling_flags
+from nn.diffsep_flags import define_data_flags, define_sampling_flags, sampling_of_flags
 from nn.diffusion import PROCESS, Reverse, Sampling, make_process
 from nn.optimizers import make_optimizer
 
@@ -78,8 +77,10 @@ SIZE_FLAGS = {
 NUMBERS = ("ch_mult", "attn_resolutions", "fir_kernel")  # lists of integers
 
 # Flags' values; those of config/model/default and config/datamodule/default are the flags' defaults.
-_REFERENCE = dict(batch_per_device=True, cv_utterances=0, keep_checkpoints=20, log_steps=10)
+_REFERENCE = dict(ema_decay=0.999, clip_norm=5.0, batch_per_device=True, cv_utterances=0, keep_checkpoints=20, log_steps=10)
 _SMALL = dict(
+    ema_decay=0.999,
+    clip_norm=5.0,
     n_fft=254,
     nf=32,
     ch_mult=["1", "1", "2", "2"],
@@ -139,13 +140,15 @@ class ScoreTraining:
         model: ScoreModel or CDiffuse.
         matching: ScoreMatching.
         steps: variable, number of the training step.
+        predicts: see models.diffusion_sampling.score_of.
         seed: of times, noise and orders; these depend on it, the step and the example's index alone.
     """
 
-    def __init__(self, model, matching, steps, seed=0):
+    def __init__(self, model, matching, steps, predicts="score", seed=0):
         self.model = model
         self.matching = matching
         self.steps = steps
+        self.predicts = predicts
         self.first_key = int(file_key(seed, 0))
 
     def __call__(self, batch, training=False):
@@ -159,7 +162,8 @@ class ScoreTraining:
         keys = tf.cast(batch["index"], tf.int32) + self.first_key
         step = tf.cast(self.steps, tf.int32) + 1 if training else 0
         draws = self.matching.draw(keys, step, tf.shape(sources)[2])
-        return self.matching(score_of(self.model, mixture, training), mixture, sources, draws), {}
+        score = score_of(self.model, self.matching.sde, mixture, self.predicts, training)
+        return self.matching(score, mixture, sources, draws), {}
 
 
 class ValidationSeparation:
@@ -246,6 +250,8 @@ def define_flags():
     flags.DEFINE_float("init_hack_p", None, "of examples at the mixture, for --init_hack 4 to 7; 1 / --sde_N", 0.0, 1.0)
     flags.DEFINE_float("mmnr_thresh_pit", -10.0, "dB, under which the order of sources is free, for --init_hack 6")
     flags.DEFINE_enum("loss", "mse", ["mse"], "of L S + z")
+    flags.DEFINE_enum("loss_weight", "noise", WEIGHTS, "what the loss is a mean of; see models/diffusion_losses.py")
+    flags.DEFINE_enum("predicts", "score", PREDICTS, "what the network gives; see models/diffusion_sampling.py")
     flags.DEFINE_float("weight_decay", 0.0, "added to gradients times the weights", lower_bound=0.0)
     flags.DEFINE_integer("lr_warmup", 0, "steps in which a constant rate rises", lower_bound=0)
     flags.DEFINE_float("clip_percentile", 0.0, "limit gradients by this percentile of their norms instead", 0.0, 100.0)
@@ -382,13 +388,6 @@ def make_model(settings):
         raise UserError(f"--backbone {FLAGS.backbone}: {error}") from error
 
 
-def sampling_of_flags():
-    """Values of nn.diffusion.Sampling that are given, by its names."""
-    known = {field.name for field in dataclasses.fields(Sampling)}
-    names = {name: {"exact": "exact_steps"}.get(name, name) for name in known}
-    return {name: FLAGS[flag].value for name, flag in sorted(names.items()) if FLAGS[flag].value is not None}
-
-
 def make_matching(sde):
     """ScoreMatching of the flags. Raises UserError."""
     probability = 1.0 / FLAGS.sde_N if FLAGS.init_hack_p is None else FLAGS.init_hack_p
@@ -402,6 +401,7 @@ def make_matching(sde):
             t_rev_init=FLAGS.t_rev_init,
             probability=probability,
             mmnr_threshold=FLAGS.mmnr_thresh_pit,
+            weight=FLAGS.loss_weight,
             parity=FLAGS.parity,
         )
     except ValueError as error:
@@ -451,7 +451,8 @@ class TrainingData:
             noises = find_noise(FLAGS.noise_folder, FLAGS.seed)["tr"]
         elif enhancement:
             speech = [os.path.join(FLAGS.corpus_folder, path) for paths in utterances.values() for path in paths]
-            folder = os.path.join(FLAGS.vctk_demand, "made_noise", rate_folder(rate), "dynamic")
+            # Where feat/vctk_demand.py has it too; that of the test set is another.
+            folder = os.path.join(FLAGS.vctk_demand, "made_noise", "train")
             noises = write_recordings(folder, speech, rate, FLAGS.seed)
         talkers = 1 if enhancement else FLAGS.n_speakers
         return diffsep_dataset.mixing_pool(FLAGS.corpus_folder, utterances, rate, talkers, noises)
@@ -494,14 +495,14 @@ def train_model():
     """--is_deploy 0"""
     strategy = devices.make_strategy()
     batch_size = FLAGS.batch_size * (strategy.num_replicas_in_sync if FLAGS.batch_per_device else 1)
+    data = TrainingData(batch_size)
     with strategy.scope():
         train.seed_everything(FLAGS.seed)
         model = make_model(model_settings(FLAGS.resume_model or FLAGS.load))
         optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate, l2=FLAGS.weight_decay)
-    config = {name: FLAGS[name].value for name in ("sample_rate", "task", *PROCESS)}
+    config = {name: FLAGS[name].value for name in ("sample_rate", "task", "predicts", *PROCESS)}
     sde, t_eps = make_process(config, FLAGS.n_speakers)
-    sampling = sampling_of_flags()
-    data = TrainingData(batch_size)
+    sampling = sampling_of_flags(FLAGS)
     epochs = learning_rate.Epochs(data.examples, batch_size * FLAGS.accumulate, FLAGS.epoch, whole=True)
     better = FLAGS.main_val_loss != "score_loss"
     if FLAGS.lr_schedule == "original":
@@ -509,7 +510,7 @@ def train_model():
     else:
         rule = train.rule_from_flags(epochs, patience=2, higher_is_better=better)
     changes = {"steps": FLAGS.val_steps, "solver": FLAGS.val_solver}
-    trained = types.SimpleNamespace(model=model, sde=sde, t_eps=t_eps, config={"sampling": sampling})
+    trained = types.SimpleNamespace(model=model, sde=sde, t_eps=t_eps, config=config | {"sampling": sampling})
     separation = ValidationSeparation(
         Reverse(trained, Sampling(**sampling | {name: value for name, value in changes.items() if value is not None})),
         data.separated,
@@ -524,7 +525,7 @@ def train_model():
         system=FLAGS.backbone,
         model=model,
         optimizer=optimizer,
-        objective=ScoreTraining(model, make_matching(sde), optimizer.iterations.value, FLAGS.seed),
+        objective=ScoreTraining(model, make_matching(sde), optimizer.iterations.value, FLAGS.predicts, FLAGS.seed),
         training_batches=data.training_batches,
         validation_batches=data.validation_batches,
         epochs=epochs,

@@ -110,9 +110,8 @@ def make_score_model(case):
 class Watched:
     """The score of a mixture, which compares what it is given and gives with the probes of a case."""
 
-    def __init__(self, case, model, mixture, names=("score_in", "score_out")):
-        self.case, self.names, self.calls = case, names, 0
-        self.score = score_of(model, mixture)
+    def __init__(self, case, score, names=("score_in", "score_out")):
+        self.case, self.score, self.names, self.calls = case, score, names, 0
 
     def __call__(self, x, t):
         found = self.score(x, t)
@@ -159,11 +158,12 @@ def sampler(case, folder):
         piece = mixture[first : first + size]
         evaluations = sampler.steps * (1 + sampler.corrector_steps)
         noise = RecordedNoise(np.stack([next(draws) for _ in range(1 + evaluations)]))
-        score = Watched(case, model, piece)
+        score = score_of(model, sampler.sde, piece)
         if evaluations > 30:  # as users run it
-            run = tf.function(lambda: sampler(score_of(model, piece), piece, noise, states=True))
+            run = tf.function(lambda: sampler(score, piece, noise, states=True))
             estimate, *ways = run()
         else:
+            score = Watched(case, score)
             estimate, *ways = sampler(score, piece, noise, states=True)
             assert score.calls == evaluations
         for name, way in zip(("corrected_x", "corrected_mean"), ways):
@@ -244,7 +244,7 @@ def loss(case, folder):
     case.check("sources", sources, case["out/target_normalised"], 1e-6)
     draws = recorded_draws(matching, draws_of(case), len(mixture))
     with tf.GradientTape() as tape:
-        losses = matching(score_of(model, mixture), mixture, sources, draws)
+        losses = matching(score_of(model, matching.sde, mixture), mixture, sources, draws)
         mean = tf.reduce_mean(losses)
     (name,) = {"loss", "loss_mean"} & set(case.named("loss"))
     case.check(name, mean, case["loss/" + name])
@@ -283,7 +283,7 @@ def train_steps(case, folder):
 
     def objective(batch, training):
         mixture, sources, _ = processes.normalise(batch["mixture"], batch["sources"])
-        return matching(score_of(model, mixture, training), mixture, sources, batch["draws"]), {}
+        return matching(score_of(model, matching.sde, mixture, training=training), mixture, sources, batch["draws"]), {}
 
     pieces = [
         {

@@ -64,6 +64,20 @@ def test_binaural(repository):
     assert "SNRi (dB)" in done.stdout and "Delta ITD (us)" in done.stdout
 
 
+def test_diffsep(repository):
+    sizes = {"tr_talkers": 2, "cv_talkers": 2, "tt_talkers": 2, "utterances_per_talker": 1, "cv_mixtures": 1}
+    sizes |= {"tt_mixtures": 1, "train_recordings": 2, "test_recordings": 1, "num_workers": 1, "cv_utterances": 1}
+    sizes |= {"n_fft": 62, "hop_length": 32, "nf": 4, "ch_mult": "1,1", "epoch": 1, "epoch_mixtures": 8}
+    sizes |= {"segment_seconds": 0.5, "batch_size": 4, "pictures": 0, "steps": 2, "solver": "first", "limit": 1}
+    done = run(repository, "diffsep", "--exp_name", "diffusion", **sizes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for task, score in (("separation", "2 calls"), ("enhancement", "1 recordings, SI-SDR")):
+        (folder,) = (repository / "exp/diffusion/results").glob(f"test_{task}_diffusion_model*_N-2_*_solver-first")
+        assert (folder / "test_summary.json").exists() and (folder / "fig/test/evo_0000.pdf").exists()
+        assert f"{folder.name}, test: 1 recordings" in done.stdout and score in done.stdout
+    assert any((repository / "exp/diffusion/models/test_separation/tensorboard").iterdir())
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
@@ -73,6 +87,7 @@ def test_binaural(repository):
         (["deep_casa", "--n_blocks", "3"], "--n_blocks: no script of the pipeline has this flag"),
         (["deep_casa", "stray"], "stray: unexpected"),
         (["binaural", "--kind", "noise", "--talkers", "3"], "--kind noise does not go with --talkers 3"),
+        (["diffsep", "--corpus_root", "x"], "--corpus_root is set by the stages"),
         (["separate"], "usage: ./run.sh deep_casa"),
     ],
 )
