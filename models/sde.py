@@ -35,9 +35,7 @@ class MixSDE:
         sigma_min, sigma_max: noise at the sources and, nearly, at the mixture.
     """
 
-    # Of what a source differs from the mixture's share in a mixture of power 1, in the measure of the noise's level: n
-    # sources alike and of equal power, times this.
-    power = 1.0
+    power = 1.0  # of the mixture, over the square of the noise's level
 
     def __init__(self, sources=2, d_lambda=2.0, sigma_min=0.05, sigma_max=0.5):
         self.sources = sources
@@ -139,8 +137,7 @@ class MixSDE:
 
     def known(self, t):
         """Power of the differences between sources over that of their noise, in the state at t."""
-        power = self.power * (self.sources - 1) / self.sources**2
-        return power * ops.square(self.decay(t)) / self.variances(t)[1]
+        return self.power / self.sources * ops.square(self.decay(t)) / self.variances(t)[1]
 
     def estimate_of_output(self, x, t, output, mixture, level=1.0):
         """Sources of what a network gives that is to have a power of about 1 at any time (Karras et al., 2022).

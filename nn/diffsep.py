@@ -21,7 +21,6 @@ from feat import dataset, diffsep_dataset
 from feat.binaural_mix import ascending, find_noise
 from feat.binaural_sets import divide_talkers
 from feat.files import UserError, run_script
-from feat.lists import rate_folder
 from feat.noises import write_recordings
 from models import losses, ncsnpp
 from models.cdiffuse import STEPS, CDiffuse
@@ -30,7 +29,7 @@ from models.diffusion_sampling import PREDICTS, file_key, score_of
 from models.ncsnpp import ScoreModel
 from models.sde import PROCESSES, TIME_SAMPLING, normalise
 from nn import checkpoint, devices, learning_rate, metrics, summaries, train
-from nn.diffsep_evaluate import define_data_flags, define_sampling_flags
+from nn.diffsep_flags import define_data_flags, define_sampling_flags, sampling_of_flags
 from nn.diffusion import PROCESS, Reverse, Sampling, make_process
 from nn.optimizers import make_optimizer
 
@@ -387,13 +386,6 @@ def make_model(settings):
         raise UserError(f"--backbone {FLAGS.backbone}: {error}") from error
 
 
-def sampling_of_flags():
-    """Values of nn.diffusion.Sampling that are given, by its names."""
-    known = {field.name for field in dataclasses.fields(Sampling)}
-    names = {name: {"exact": "exact_steps"}.get(name, name) for name in known}
-    return {name: FLAGS[flag].value for name, flag in sorted(names.items()) if FLAGS[flag].value is not None}
-
-
 def make_matching(sde):
     """ScoreMatching of the flags. Raises UserError."""
     probability = 1.0 / FLAGS.sde_N if FLAGS.init_hack_p is None else FLAGS.init_hack_p
@@ -457,7 +449,8 @@ class TrainingData:
             noises = find_noise(FLAGS.noise_folder, FLAGS.seed)["tr"]
         elif enhancement:
             speech = [os.path.join(FLAGS.corpus_folder, path) for paths in utterances.values() for path in paths]
-            folder = os.path.join(FLAGS.vctk_demand, "made_noise", rate_folder(rate), "dynamic")
+            # Where feat/vctk_demand.py has it too; that of the test set is another.
+            folder = os.path.join(FLAGS.vctk_demand, "made_noise", "train")
             noises = write_recordings(folder, speech, rate, FLAGS.seed)
         talkers = 1 if enhancement else FLAGS.n_speakers
         return diffsep_dataset.mixing_pool(FLAGS.corpus_folder, utterances, rate, talkers, noises)
@@ -506,7 +499,7 @@ def train_model():
         optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate, l2=FLAGS.weight_decay)
     config = {name: FLAGS[name].value for name in ("sample_rate", "task", "predicts", *PROCESS)}
     sde, t_eps = make_process(config, FLAGS.n_speakers)
-    sampling = sampling_of_flags()
+    sampling = sampling_of_flags(FLAGS)
     data = TrainingData(batch_size)
     epochs = learning_rate.Epochs(data.examples, batch_size * FLAGS.accumulate, FLAGS.epoch, whole=True)
     better = FLAGS.main_val_loss != "score_loss"

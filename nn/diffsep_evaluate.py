@@ -25,7 +25,7 @@ from feat.diffsep_dataset import SPLITS, Corpora
 from feat.files import UserError, make_writable_directory, run_script, write_text
 from feat.parallel import parallel_map
 from nn import checkpoint, metrics
-from nn.diffsep_flags import define_data_flags, define_sampling_flags
+from nn.diffsep_flags import define_data_flags, define_sampling_flags, sampling_of_flags
 from nn.diffsep_results import UNPROCESSED, file_mean, folder_name, run_name, write_results
 
 PEAK = 0.95  # of the loudest of the signals of a recording
@@ -314,10 +314,7 @@ def options_of_flags(values):
     source = values.resume_model
     if not source:
         raise UserError(f"--resume_model is missing: a checkpoint, or {UNPROCESSED}")
-    sampling = dict(
-        steps=values.steps, snr=values.snr, corrector_steps=values.corrector_steps, denoise=values.denoise,
-        schedule=values.schedule, exact=values.exact_steps, solver=values.solver, consistent=values.consistent,
-    )  # fmt: skip
+    sampling = sampling_of_flags(values)
     if source == UNPROCESSED:
         rate, sources, enhance = values.sample_rate, values.n_speakers, bool(values.enhance)
         folder = values.tag or "mix"
@@ -334,14 +331,11 @@ def options_of_flags(values):
                     f"{source}: trained with --{flag} {own}, but --{flag} {values[flag].value} was given;"
                     " leave it out, or give another checkpoint"
                 )
-        chosen = dataclasses.asdict(Sampling(**sampling).filled(known["config"]))
-        sampling = {name: chosen[name] for name in sampling}
-        more = {} if chosen["solver"] == "reference" else {"solver": chosen["solver"]}
-        more |= {"exact": True} if chosen["exact"] else {}
-        more |= {"consistent": True} if chosen["consistent"] else {}
+        chosen = Sampling(**sampling).filled(known["config"])
+        sampling = dataclasses.asdict(chosen)
         folder = folder_name(
-            values.tag or run_name(checkpoint.resolve(source)), chosen["steps"], chosen["snr"], chosen["corrector_steps"],
-            chosen["denoise"], chosen["schedule"], **more,
+            values.tag or run_name(checkpoint.resolve(source)), chosen.steps, chosen.snr, chosen.corrector_steps,
+            chosen.denoise, chosen.schedule, **chosen.unusual(),
         )  # fmt: skip
     if values.pesq_mode == "wb" and rate != 16000:
         raise UserError(f"--pesq_mode wb: needs 16000 Hz, the recordings have {rate}; leave it out")

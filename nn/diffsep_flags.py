@@ -14,16 +14,44 @@ def define_data_flags():
     flags.DEFINE_integer("sample_rate", 8000, "Hz", lower_bound=4000)
 
 
+# nn.diffusion.Sampling's fields, and flags of other names.
+SAMPLING_FLAGS = dict(
+    steps="steps",
+    snr="snr",
+    corrector_steps="corrector_steps",
+    denoise="denoise",
+    schedule="schedule",
+    exact="exact_steps",
+    solver="solver",
+    consistent="consistent",
+    predictor="predictor",
+    corrector="corrector",
+    reuse="reuse",
+    fresh="fresh",
+    t_start="t_start",
+)
+
+
 def define_sampling_flags():
-    """How the reverse process is walked; None: as the checkpoint says."""
-    flags.DEFINE_integer("steps", None, "N, steps of the reverse process", lower_bound=1, short_name="N")
-    flags.DEFINE_float("snr", None, "size of the corrector's steps", lower_bound=0)
-    flags.DEFINE_integer("corrector_steps", None, "of the corrector at every time", lower_bound=0)
-    flags.DEFINE_bool("denoise", True, "give the mean of the last state, without its noise")
-    flags.DEFINE_enum("schedule", None, ["linear", "log", "revlog", "snr"], "of the times", short_name="s")
-    flags.DEFINE_bool("exact_steps", False, "steps are as long as the schedule says; the reference's are all 1 / N")
+    """How the reverse process is walked; what is not given is as the checkpoint says, or as published."""
+    flags.DEFINE_integer("steps", None, "N, steps of the reverse process; 30", lower_bound=1, short_name="N")
+    flags.DEFINE_float("snr", None, "size of the corrector's steps; 0.5", lower_bound=0)
+    flags.DEFINE_integer("corrector_steps", None, "of the corrector at every time; 1", lower_bound=0)
+    flags.DEFINE_bool("denoise", None, "give the mean of the last state, without its noise; true")
+    flags.DEFINE_enum("schedule", None, ["plain", "linear", "log", "revlog", "snr"], "of the times", short_name="s")
+    flags.DEFINE_bool("exact_steps", None, "steps are as long as the schedule says; the reference's are all 1 / N")
     flags.DEFINE_enum(
         "solver", None, ["reference", "first", "multistep", "heun"],
         "reference: predictor and corrector; the others solve the linear part exactly, in far fewer calls",
     )  # fmt: skip
-    flags.DEFINE_bool("consistent", False, "let the estimates sum to the mixture")
+    flags.DEFINE_bool("consistent", None, "let the estimates sum to the mixture")
+    flags.DEFINE_enum("predictor", None, ["reverse_diffusion", "euler_maruyama", "none"], "of the solver reference")
+    flags.DEFINE_enum("corrector", None, ["ald2", "ald", "langevin", "none"], "of the solver reference")
+    flags.DEFINE_bool("reuse", None, "correctors take the predictor's last estimate: about half of the calls")
+    flags.DEFINE_float("fresh", None, "share of the noise that the other solvers draw anew at every step; 0", 0.0, 1.0)
+    flags.DEFINE_float("t_start", None, "time to start at; 1", 0.001, 1.0)
+
+
+def sampling_of_flags(values):
+    """Those fields of nn.diffusion.Sampling that flags were given for, or a preset has."""
+    return {name: values[flag].value for name, flag in SAMPLING_FLAGS.items() if values[flag].value is not None}

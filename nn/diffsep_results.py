@@ -30,7 +30,8 @@ STEM = re.compile(r"(\d+)\.(enh|tgt)(\d+)")
 def folder_name(run, steps, snr, corrector_steps, denoise=True, schedule=None, **more):
     """Name of a result folder; `more`: {name: value} of options that the reference has not, None where not given."""
     name = f"{run}_N-{steps}_snr-{snr:g}_corrstep-{corrector_steps}_denoise-{bool(denoise)}_schedule-{schedule}"
-    return name + "".join(f"_{key.replace('_', '')}-{value}" for key, value in more.items() if value is not None)
+    known = {key.replace("_", ""): str(value).replace("_", "") for key, value in more.items() if value is not None}
+    return name + "".join(f"_{key}-{value}" for key, value in known.items())
 
 
 def read_folder_name(name):

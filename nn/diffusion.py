@@ -24,6 +24,21 @@ PREDICTOR_CORRECTOR = "reference"
 SOLVER_NAMES = (PREDICTOR_CORRECTOR, *SOLVERS)
 # What a configuration says where it says nothing.
 PROCESS = dict(sde="MixSDE", d_lambda=2.0, sigma_min=0.05, sigma_max=0.5, avg_len=510, t_eps=0.03)
+PUBLISHED = dict(
+    steps=30,
+    snr=0.5,
+    corrector_steps=1,
+    denoise=True,
+    schedule=None,
+    exact=False,
+    solver=PREDICTOR_CORRECTOR,
+    consistent=False,
+    predictor="reverse_diffusion",
+    corrector="ald2",
+    reuse=False,
+    fresh=0.0,
+    t_start=1.0,
+)
 QUIETEST_WINDOW = 0.1  # windows are brought to one level, but no further up than if they were at this share of the file's
 
 
@@ -33,38 +48,53 @@ class Sampling:
 
     Attributes:
         steps: N.
-        snr, corrector_steps: of the corrector, see models.diffusion_sampling.PredictorCorrector.
+        snr, corrector_steps, predictor, corrector, reuse: see models.diffusion_sampling.PredictorCorrector.
         denoise: give the mean of the last state.
         schedule: of models.sde.SCHEDULES.
         exact: steps are as long as the schedule says.
         solver: PREDICTOR_CORRECTOR, or one of models.diffusion_sampling.SOLVERS, that need fewer calls.
         consistent: let the estimates sum to the mixture.
+        fresh: see models.diffusion_sampling.ExponentialSolver.
+        t_start: time to start at.
     """
 
     steps: int | None = None
     snr: float | None = None
     corrector_steps: int | None = None
-    denoise: bool = True
+    denoise: bool | None = None
     schedule: str | None = None
-    exact: bool = False
+    exact: bool | None = None
     solver: str | None = None
-    consistent: bool = False
+    consistent: bool | None = None
+    predictor: str | None = None
+    corrector: str | None = None
+    reuse: bool | None = None
+    fresh: float | None = None
+    t_start: float | None = None
 
     def filled(self, config):
         """The same with the values of a configuration, or the published ones, in place of None."""
-        known = dict(steps=30, snr=0.5, corrector_steps=1, solver=PREDICTOR_CORRECTOR) | config.get("sampling", {})
-        missing = {name: known[name] for name in known if getattr(self, name, 0) is None}
+        known = PUBLISHED | {name: value for name, value in config.get("sampling", {}).items() if name in PUBLISHED}
+        missing = {name: value for name, value in known.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **missing)
 
+    def unusual(self):
+        """{name: value} of a filled one that result folders do not tell, where it is not the published one."""
+        named = ("steps", "snr", "corrector_steps", "denoise", "schedule")
+        values = dataclasses.asdict(self)
+        return {name: values[name] for name, value in PUBLISHED.items() if name not in named and values[name] != value}
+
     def sampler(self, sde, t_eps):
-        """models.diffusion_sampling.Sampler. Raises UserError for what makes no sense."""
-        common = dict(steps=self.steps, t_eps=t_eps, schedule=self.schedule or "plain", consistent=self.consistent)
+        """models.diffusion_sampling.Sampler of a filled one. Raises UserError for what makes no sense."""
+        common = dict(
+            steps=self.steps, t_eps=t_eps, schedule=self.schedule or "plain", t_start=self.t_start,
+            consistent=self.consistent,
+        )  # fmt: skip
         try:
             if self.solver == PREDICTOR_CORRECTOR:
-                return PredictorCorrector(
-                    sde, **common, exact=self.exact, snr=self.snr, corrector_steps=self.corrector_steps, denoise=self.denoise
-                )
-            return ExponentialSolver(sde, **common, solver=self.solver)
+                names = ("exact", "predictor", "corrector", "snr", "corrector_steps", "denoise", "reuse")
+                return PredictorCorrector(sde, **common, **{name: getattr(self, name) for name in names})
+            return ExponentialSolver(sde, **common, solver=self.solver, fresh=self.fresh)
         except ValueError as error:
             raise UserError(f"sampling: {error}") from error
 

@@ -183,3 +183,19 @@ def test_draws_of_training_depend_on_example_and_step():
     assert np.all(np.asarray(first["time"]) != np.asarray(later["time"]))
     with pytest.raises(ValueError, match="init_hack True"):
         ScoreMatching(MixSDE(2), init_hack=True)
+
+
+@pytest.mark.parametrize("process", [MixSDE, PriorMixSDE])
+def test_what_a_network_is_to_give_has_a_power_of_one_at_any_time(process):
+    sde = process(3)
+    drawn = np.random.default_rng(2).standard_normal((4, 3, 4000)).astype("float32") / 3**0.5
+    mixture, sources = tf.constant(drawn.sum(axis=1)), tf.constant(drawn)
+    level = sde.level(mixture)
+    t = tf.constant([0.03, 0.3, 0.7, 1.0])
+    x = sde.mean(sources, t) + sde.multiply_deviation(t, tf.random.stateless_normal(sources.shape, (1, 2)), level)
+    guess = sde.estimate_of_output(x, t, tf.zeros_like(x), mixture, level)
+    gain = sde.estimate_of_output(x, t, tf.constant([[[2.0], [-1.0], [-1.0]]]), mixture, level)[:, 0] - guess[:, 0]
+    wanted = 2.0 * (sources[:, :1] - guess[:, :1]) / gain[:, None]
+    # Of the three directions of a state, two are of differences.
+    np.testing.assert_allclose(1.5 * tf.reduce_mean(tf.square(wanted), axis=(1, 2)), 1.0, rtol=0.12)
+    np.testing.assert_allclose(tf.reduce_sum(guess, axis=1), mixture, atol=1e-4)
