@@ -49,9 +49,9 @@ def row_tiles(x, left=0):
     return combine([*ops.unstack(own, axis=2), *ops.unstack(next_two, axis=2)], INPUT_SUMS, PAIRS)
 
 
-def kernel_sums(kernel):
-    """[3, 3, in, out] -> six sums of its rows, [1, 3, in, out], one for each sum of the inputs."""
-    sums = ops.matmul(KERNEL_SUMS.astype("float32"), ops.reshape(kernel, (3, -1)))
+def kernel_sums(kernel, later=1.0):
+    """[3, 3, in, out] -> six sums of its rows, [1, 3, in, out], one for each sum of the inputs; times `later`."""
+    sums = ops.matmul(KERNEL_SUMS.astype("float32") * later, ops.reshape(kernel, (3, -1)))
     return ops.unstack(ops.reshape(sums, (len(KERNEL_SUMS), 1, *kernel.shape[1:])))
 
 
@@ -210,7 +210,8 @@ def tiled_convolution(x, kernel, scale=None, shift=None, activation=None):
     """
 
     def forward(x, kernel):
-        sums = kernel_sums(kernel)
+        # Not before x is there: the sums of all kernels of a network are twice its weights.
+        sums = kernel_sums(kernel, ops.reshape(ones_after(x), (-1,))[0])
         return tiles_to_rows([convolve(tile, part, True) for tile, part in zip(row_tiles(x), sums)], 0, x.shape[1])
 
     def function(tensors):
@@ -222,7 +223,7 @@ def tiled_convolution(x, kernel, scale=None, shift=None, activation=None):
             later = ones_after(upstream)
             z = x * (tensors[2] * later) + tensors[3] if activation else x * later
             to_kernel = tiled_kernel_gradient(activation[0](z) if activation else z, upstream)
-            to_seen = forward(upstream, ops.transpose(ops.flip(kernel, (0, 1)), (0, 1, 3, 2)))
+            to_seen = forward(upstream, ops.transpose(ops.flip(kernel * later, (0, 1)), (0, 1, 3, 2)))
             if not activation:
                 return [to_seen, to_kernel]
             to_z = to_seen * activation[1](z)
