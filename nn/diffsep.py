@@ -493,6 +493,7 @@ def train_model():
     """--is_deploy 0"""
     strategy = devices.make_strategy()
     batch_size = FLAGS.batch_size * (strategy.num_replicas_in_sync if FLAGS.batch_per_device else 1)
+    data = TrainingData(batch_size)
     with strategy.scope():
         train.seed_everything(FLAGS.seed)
         model = make_model(model_settings(FLAGS.resume_model or FLAGS.load))
@@ -500,7 +501,6 @@ def train_model():
     config = {name: FLAGS[name].value for name in ("sample_rate", "task", "predicts", *PROCESS)}
     sde, t_eps = make_process(config, FLAGS.n_speakers)
     sampling = sampling_of_flags(FLAGS)
-    data = TrainingData(batch_size)
     epochs = learning_rate.Epochs(data.examples, batch_size * FLAGS.accumulate, FLAGS.epoch, whole=True)
     better = FLAGS.main_val_loss != "score_loss"
     if FLAGS.lr_schedule == "original":
