@@ -131,10 +131,14 @@ def convolve(x, kernel, same):
 
 def pointwise(x, kernel, bias=None):
     """[..., in] times kernel [in, out], plus bias [out] if there is one."""
-    flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), ops.cast(kernel, x.dtype))
+    flat = x if x.ndim == 2 else ops.reshape(x, (-1, x.shape[-1]))
+    flat = ops.matmul(flat, ops.cast(kernel, x.dtype))
     if bias is not None:
         flat = flat + ops.cast(bias, x.dtype)
-    return ops.reshape(flat, (*ops.shape(x)[:-1], kernel.shape[-1]))
+    if x.ndim == 2:
+        return flat
+    sizes = x.shape if None not in x.shape[1:-1] else ops.shape(x)
+    return ops.reshape(flat, (-1, *sizes[1:-1], kernel.shape[-1]))
 
 
 def dilated_depthwise(x, kernel, dilation, causal=False):
