@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from models.conv import PointwiseConv, pointwise
+from models.conv_tasnet import Initialization
 
 TIME_CHANNELS = 128
 TIME_UNITS = 512
@@ -17,24 +18,18 @@ STEPS = 50  # of the embedding's table, in the time from 0 to 1
 TAPS = 3
 
 
+linear = Initialization("uniform").pointwise
+
+
 def start_of(inputs):
     """Initialisers of kernel and bias of a convolution: Kaiming, and uniform as PyTorch has it."""
     kernel = keras.initializers.VarianceScaling(2.0, "fan_in", "untruncated_normal")
-    return dict(kernel_initializer=kernel, bias_initializer=within(inputs))
-
-
-def within(inputs):
-    """Uniform initialiser of PyTorch: up to 1 / sqrt(inputs)."""
-    return keras.initializers.RandomUniform(-(inputs**-0.5), inputs**-0.5)
+    return dict(kernel_initializer=kernel, bias_initializer=Initialization("uniform").bias(inputs))
 
 
 def conv(inputs, filters, name):
     """1x1 convolution."""
     return PointwiseConv(filters, **start_of(inputs), name=name)
-
-
-def linear(inputs, filters, name):
-    return PointwiseConv(filters, kernel_initializer=within(inputs), bias_initializer=within(inputs), name=name)
 
 
 def time_table(steps):

@@ -39,19 +39,24 @@ def row_tiles(x, left=0):
         Six tensors [batch, ceil(rows / 4), left + columns, channels]. Tile i stands for the rows
         4i - 1 ... 4i + 4 of x, those outside being 0.
     """
-    tiles = -(-x.shape[1] // TILE)
+    tiles, channels = -(-x.shape[1] // TILE), x.shape[-1]
+    columns = column_count(x) + left
     x = ops.pad(x, ((0, 0), (1, TILE * (tiles + 1) - 1 - x.shape[1]), (left, 0), (0, 0)))
-    batch, _, columns, channels = ops.shape(x)
-    x = ops.reshape(x, (batch, tiles + 1, TILE, columns, channels))
-    # By ops.slice: on CPU the gradient of an indexed slice takes many times longer.
-    own = ops.slice(x, (0, 0, 0, 0, 0), (batch, tiles, TILE, columns, channels))
-    next_two = ops.slice(x, (0, 1, 0, 0, 0), (batch, tiles, 2, columns, channels))
-    return combine([*ops.unstack(own, axis=2), *ops.unstack(next_two, axis=2)], INPUT_SUMS, PAIRS)
+    x = ops.reshape(x, (-1, tiles + 1, TILE, columns * channels))
+    x = ops.concatenate([x[:, :tiles], x[:, 1:, :2]], axis=2)
+    # As one product: as fast as additions one by one, and a tenth of the operations.
+    x = ops.matmul((PAIRS @ INPUT_SUMS).astype("float32"), x)
+    return ops.unstack(ops.reshape(x, (-1, tiles, TILE + 2, columns, channels)), TILE + 2, axis=2)
 
 
-def kernel_sums(kernel):
-    """[3, 3, in, out] -> six sums of its rows, [1, 3, in, out], one for each sum of the inputs."""
-    sums = ops.matmul(KERNEL_SUMS.astype("float32"), ops.reshape(kernel, (3, -1)))
+def column_count(x):
+    """Columns of [batch, rows, columns, channels], a number if it is known."""
+    return ops.shape(x)[2] if x.shape[2] is None else x.shape[2]
+
+
+def kernel_sums(kernel, later=1.0):
+    """[3, 3, in, out] -> six sums of its rows, [1, 3, in, out], one for each sum of the inputs; times `later`."""
+    sums = ops.matmul(KERNEL_SUMS.astype("float32") * later, ops.reshape(kernel, (3, -1)))
     return ops.unstack(ops.reshape(sums, (len(KERNEL_SUMS), 1, *kernel.shape[1:])))
 
 
@@ -65,18 +70,17 @@ def tiles_to_rows(products, first, count):
     Returns:
         [batch, count, columns, filters].
     """
-    maps = np.tile(np.eye(6), len(products) // 6)
-    rows = ops.stack(combine(products, maps, PAIRS, OUTPUT_SUMS), axis=2)
-    batch, tiles, _, columns, filters = ops.shape(rows)
-    rows = ops.reshape(rows, (batch, tiles * TILE, columns, filters))
-    return ops.slice(rows, (0, first, 0, 0), (batch, count, columns, filters))
+    products = combine(products, np.tile(np.eye(TILE + 2), len(products) // (TILE + 2)))
+    tiles, filters = products[0].shape[1], products[0].shape[-1]
+    columns = column_count(products[0])
+    x = ops.reshape(ops.stack(products, axis=2), (-1, tiles, TILE + 2, columns * filters))
+    x = ops.reshape(ops.matmul((OUTPUT_SUMS @ PAIRS).astype("float32"), x), (-1, tiles * TILE, columns, filters))
+    return x if (first, count) == (0, tiles * TILE) else x[:, first : first + count]
 
 
-def combine(tensors, *matrices):
-    """Weighted sums of tensors of one shape, one for each row of the matrix; of these for the next matrix."""
-    for matrix in matrices:
-        tensors = [weighted_sum(weights, tensors) for weights in matrix.tolist()]
-    return tensors
+def combine(tensors, matrix):
+    """Weighted sums of tensors of one shape, one for each row of the matrix."""
+    return [weighted_sum(weights, tensors) for weights in matrix.tolist()]
 
 
 def weighted_sum(weights, tensors):
@@ -127,10 +131,14 @@ def convolve(x, kernel, same):
 
 def pointwise(x, kernel, bias=None):
     """[..., in] times kernel [in, out], plus bias [out] if there is one."""
-    flat = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), ops.cast(kernel, x.dtype))
+    flat = x if x.ndim == 2 else ops.reshape(x, (-1, x.shape[-1]))
+    flat = ops.matmul(flat, ops.cast(kernel, x.dtype))
     if bias is not None:
         flat = flat + ops.cast(bias, x.dtype)
-    return ops.reshape(flat, (*ops.shape(x)[:-1], kernel.shape[-1]))
+    if x.ndim == 2:
+        return flat
+    sizes = x.shape if None not in x.shape[1:-1] else ops.shape(x)
+    return ops.reshape(flat, (-1, *sizes[1:-1], kernel.shape[-1]))
 
 
 def dilated_depthwise(x, kernel, dilation, causal=False):
@@ -210,7 +218,8 @@ def tiled_convolution(x, kernel, scale=None, shift=None, activation=None):
     """
 
     def forward(x, kernel):
-        sums = kernel_sums(kernel)
+        # Not before x is there: the sums of all kernels of a network are twice its weights.
+        sums = kernel_sums(kernel, ops.reshape(ones_after(x), (-1,))[0])
         return tiles_to_rows([convolve(tile, part, True) for tile, part in zip(row_tiles(x), sums)], 0, x.shape[1])
 
     def function(tensors):
@@ -222,7 +231,7 @@ def tiled_convolution(x, kernel, scale=None, shift=None, activation=None):
             later = ones_after(upstream)
             z = x * (tensors[2] * later) + tensors[3] if activation else x * later
             to_kernel = tiled_kernel_gradient(activation[0](z) if activation else z, upstream)
-            to_seen = forward(upstream, ops.transpose(ops.flip(kernel, (0, 1)), (0, 1, 3, 2)))
+            to_seen = forward(upstream, ops.transpose(ops.flip(kernel * later, (0, 1)), (0, 1, 3, 2)))
             if not activation:
                 return [to_seen, to_kernel]
             to_z = to_seen * activation[1](z)
@@ -238,15 +247,15 @@ def tiled_convolution(x, kernel, scale=None, shift=None, activation=None):
 def tiled_kernel_gradient(x, upstream):
     """Gradient to the kernel of a 3x3 convolution of x, [3, 3, in, out], by row tiles."""
     tiles = -(-x.shape[1] // TILE)
-    batch, rows, columns, filters = ops.shape(upstream)
-    channels = x.shape[-1]
+    rows, channels, filters = x.shape[1], x.shape[-1], upstream.shape[-1]
+    columns = column_count(x)
     upstream = ops.pad(upstream, ((0, 0), (0, tiles * TILE - rows), (0, 0), (0, 0)))
-    upstream = ops.reshape(upstream, (batch, tiles, TILE, columns, filters))
-    products = combine(ops.unstack(upstream, axis=2), OUTPUT_SUMS.T, PAIRS.T)
+    upstream = ops.reshape(upstream, (-1, tiles, TILE, columns * filters))
+    upstream = ops.matmul((OUTPUT_SUMS @ PAIRS).T.astype("float32"), upstream)
+    products = ops.unstack(upstream, TILE + 2, axis=2)
     found = []
     for tile, product in zip(row_tiles(ops.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))), products):
-        size = (batch, tiles, columns, channels)
-        taps = ops.concatenate([ops.slice(tile, (0, 0, i, 0), size) for i in range(3)], axis=-1)
+        taps = ops.concatenate([tile[:, :, i : columns + i] for i in range(3)], axis=-1)
         taps = ops.reshape(taps, (-1, 3 * channels))
         found.append(ops.matmul(ops.transpose(taps), ops.reshape(product, (-1, filters))))
     found = ops.reshape(ops.stack(found), (len(KERNEL_SUMS), -1))

@@ -21,38 +21,59 @@ def up_fir_down(x, kernel, up=1, down=1, padding=(0, 0)):
         [batch, (rows * up + before + after - kernel rows) // down + 1, ..., channels].
     """
     kernel = np.asarray(kernel, np.float64)[::-1, ::-1]
-    counts = [(size * up + sum(padding) - taps) // down + 1 for size, taps in zip(ops.shape(x)[1:3], kernel.shape)]
-    rows, columns = (phases(taps, up, down, padding[0]) for taps in kernel.shape)
-    # One map with all the zeros that any phase needs, from which each takes its piece.
-    before = [max(0, *(-first for _, first in axis)) for axis in (rows, columns)]
-    each = [-(-count // up) for count in counts]  # outputs of a phase
-    taps = [[len(range(start, size, up)) for start, _ in axis] for axis, size in zip((rows, columns), kernel.shape)]
-    spans = [(n - 1) * down for n in each]
-    after = [
-        ops.maximum(span + max(first + n for (_, first), n in zip(axis, ns)) - size, 0)
-        for span, axis, ns, size in zip(spans, (rows, columns), taps, ops.shape(x)[1:3])
+    axes = [phases(taps, up, down, padding[0]) for taps in kernel.shape]
+    # The window that all phases see, of the values at and behind lows.
+    lows = [min(first for _, first in axis) for axis in axes]
+    highs = [
+        max(first + len(range(start, taps, up)) for start, first in axis) for axis, taps in zip(axes, kernel.shape)
     ]
-    padded = ops.pad(x, ((0, 0), (before[0], after[0]), (before[1], after[1]), (0, 0)))
-    batch, channels = ops.shape(x)[0], x.shape[-1]
+    sizes = [size if known is None else known for size, known in zip(ops.shape(x)[1:3], x.shape[1:3])]
+    surplus = [sum(padding) - taps for taps in kernel.shape]
+    if up == 1:
+        after = [padding[1]] * 2
+    elif down == 1:
+        after = [-(-(more + 1) // up) - 1 + high for more, high in zip(surplus, highs)]
+    else:
+        counts = [(size * up + more) // down + 1 for size, more in zip(sizes, surplus)]
+        after = [(-(-count // up) - 1) * down + high - size for count, high, size in zip(counts, highs, sizes)]
+    whole = down == 1 and all(-2 * low == high - low - 1 and after_ == -low for low, high, after_ in zip(lows, highs, after))
+    if not whole:
+        x = widened(x, [(-low, more) for low, more in zip(lows, after)])
 
     def phase(row, column):
-        (start, first), (start_column, first_column) = rows[row], columns[column]
-        part = np.tile(kernel[start::up, start_column::up, None, None], (1, 1, channels, 1))
-        if part.size == 0:
-            return ops.zeros((batch, each[0], each[1], channels), x.dtype)
-        begin = (0, first + before[0], first_column + before[1], 0)
-        size = (batch, spans[0] + part.shape[0], spans[1] + part.shape[1], channels)
-        piece = ops.slice(padded, begin, size)
+        part = np.zeros([high - low for low, high in zip(lows, highs)])
+        (start, first), (start_column, first_column) = axes[0][row], axes[1][column]
+        own = kernel[start::up, start_column::up]
+        first, first_column = first - lows[0], first_column - lows[1]
+        part[first : first + own.shape[0], first_column : first_column + own.shape[1]] = own
+        part = np.tile(part[:, :, None, None], (1, 1, x.shape[-1], 1))
         return ops.depthwise_conv(
-            piece, ops.convert_to_tensor(part, x.dtype), strides=down, padding="valid", data_format="channels_last"
+            x,
+            ops.convert_to_tensor(part, x.dtype),
+            strides=down,
+            padding="same" if whole else "valid",
+            data_format="channels_last",
         )
 
     y = [[phase(row, column) for column in range(up)] for row in range(up)]
     if up == 1:
         return y[0][0]
+    rows, columns = (known or size for known, size in zip(y[0][0].shape[1:3], ops.shape(y[0][0])[1:3]))
     y = ops.stack([ops.stack(line, axis=3) for line in y], axis=2)  # [B, rows, up, columns, up, C]
-    y = ops.reshape(y, (batch, each[0] * up, each[1] * up, channels))
-    return ops.slice(y, (0, 0, 0, 0), (batch, *counts, channels))
+    y = ops.reshape(y, (-1, rows * up, columns * up, x.shape[-1]))
+    if down == 1 and all((more + 1) % up == 0 for more in surplus):
+        return y
+    counts = [(size * up + more) // down + 1 for size, more in zip(sizes, surplus)]
+    return y[:, : counts[0], : counts[1]]
+
+
+def widened(x, sides):
+    """Zeros around rows and columns, ((before, after), (before, after)); negative numbers cut."""
+    rows, columns = (slice(max(-a, 0), None if not isinstance(b, int) or b >= 0 else b) for a, b in sides)
+    if (rows, columns) != (slice(0, None),) * 2:
+        x = x[:, rows, columns]
+    sides = [(max(a, 0), max(b, 0) if isinstance(b, int) else b) for a, b in sides]
+    return ops.pad(x, ((0, 0), *sides, (0, 0)))
 
 
 def phases(taps, up, down, before):

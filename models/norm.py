@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from models.conv import portable
@@ -87,13 +88,11 @@ def group_statistics(x, groups, epsilon):
 
     Two tensors [batch, 1, 1, channels], float32. By channel first, which reads x in its order in memory.
     """
-    batch, rows, columns, channels = ops.shape(x)
-    flat = ops.reshape(ops.cast(x, "float32"), (batch, rows * columns, channels))
-    means, variances = (ops.reshape(y, (batch, groups, -1)) for y in ops.moments(flat, axes=[1]))
+    size = x.shape[-1] // groups
+    means, variances = (ops.reshape(y, (-1, groups, size)) for y in ops.moments(ops.cast(x, "float32"), axes=[1, 2]))
     mean = ops.mean(means, axis=2, keepdims=True)
     variance = ops.mean(variances + ops.square(means - mean), axis=2, keepdims=True)
-    spread = ops.ones((1, 1, channels // groups))
-    shape = (batch, 1, 1, channels)
+    spread, shape = np.ones((1, 1, size), np.float32), (-1, 1, 1, x.shape[-1])
     return ops.reshape(mean * spread, shape), ops.reshape(ops.rsqrt(variance + epsilon) * spread, shape)
 
 

@@ -5,6 +5,8 @@
     python nn/benchmark.py --system spex_plus --variant authors --seconds 4 --threads 1
     python nn/benchmark.py --system mimo_tasnet --seconds 4 --threads 1
     python nn/benchmark.py --system looking_to_listen --seconds 3 --batch_size 2 --threads 1
+    python nn/benchmark.py --system ncsnpp --seconds 1 --threads 1 --repeats 3      the published size of DiffSep
+    python nn/benchmark.py --system ncsnpp --nf 32 --ch_mult 1,1,2,2,2 --num_res_blocks 1 --seconds 0.976 --batch_size 4
     python nn/benchmark.py --measure input                      is reading ever the bottleneck?
     python nn/benchmark.py --measure features                   features, against loops over frames
     python nn/benchmark.py --measure loop                       what the training loop adds to the bare step
@@ -34,10 +36,12 @@ from feat.audio import write_pcm16
 from feat.feat_gen import compute_features, generate, settings_from_flags
 from feat.files import UserError, run_script, write_text
 from feat.stft import num_frames, num_samples, sqrt_hann
+from models.cdiffuse import CDiffuse
 from models.compressed_spectra import SAMPLE_RATE as AUDIO_VISUAL_RATE
 from models.compressed_spectra import Frontend
 from models.looking_to_listen import IMAGE_RATE, LookingToListen
 from models.mimo_tasnet import WIRINGS, MimoTasnet
+from models.ncsnpp import ScoreModel
 from models.spex_plus import SAMPLE_RATES, VARIANTS, SpexPlus
 from models.streaming import StreamingSeparator
 from models.streaming_mimo_tasnet import StreamingBinaural
@@ -101,6 +105,34 @@ def make_looking_to_listen():
     return model, AudioVisualSeparation(model)
 
 
+class Denoising:
+    """Objective that costs what training a score network does: the square of its score and the noise that was added."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, batch, training=False):
+        score = self.model(batch["state"], batch["time"], batch["mixture"], training=training)
+        return tf.reduce_mean(tf.square(score + batch["noise"]), axis=(1, 2)), {}
+
+
+def make_ncsnpp():
+    """(model, objective) of DiffSep's NCSN++."""
+    sizes = dict(multipliers=list(map(int, FLAGS.ch_mult)), attention=list(map(int, FLAGS.attn_resolutions)))
+    model = ScoreModel(FLAGS.talkers, channels=FLAGS.nf, blocks=FLAGS.num_res_blocks, **sizes)
+    return model, Denoising(model)
+
+
+def make_cdiffuse():
+    """(model, objective) of DiffSep's CDiffuse."""
+    model = CDiffuse(FLAGS.talkers)
+    return model, Denoising(model)
+
+
+def score_inputs(batch):
+    return {"state": batch["state"], "time": batch["time"], "mixture": batch["mixture"]}
+
+
 # How to build each system, and what its model is called on.
 SYSTEMS = {
     "dense_unet": (make_dense_unet, lambda batch: batch["mixture"]),
@@ -111,9 +143,13 @@ SYSTEMS = {
         make_looking_to_listen,
         lambda batch: (Frontend().analyse(batch["mixture"])[0], batch["embeddings"]),
     ),
+    "ncsnpp": (make_ncsnpp, score_inputs),
+    "cdiffuse": (make_cdiffuse, score_inputs),
 }
 EMBEDDING_SIZE = 512  # of looking_to_listen
-WAVEFORMS = ("spex_plus", "mimo_tasnet")  # systems that take these, and have no features
+SCORES = ("ncsnpp", "cdiffuse")  # networks of DiffSep
+WAVEFORMS = ("spex_plus", "mimo_tasnet", *SCORES)  # systems that take these, and have no features
+COST_ALONE = ("looking_to_listen", *SCORES)  # of which nothing else is measured here
 
 
 def rate_of(system, settings):
@@ -134,6 +170,13 @@ def make_batch(system, settings, batch_size, seconds):
         shape = (batch_size, FLAGS.talkers, int(seconds * settings.sample_rate), 2)
         sources = np.random.default_rng(0).standard_normal(shape, np.float32)
         batch = {"mixture": sources.sum(axis=1), "sources": sources, "samples": np.full(batch_size, shape[2], np.int32)}
+        return {key: tf.constant(value) for key, value in batch.items()}
+    if system in SCORES:
+        draw = np.random.default_rng(0).standard_normal
+        samples = int(seconds * settings.sample_rate)
+        state, noise = (draw((batch_size, FLAGS.talkers, samples), np.float32) for _ in range(2))
+        time = np.linspace(0.1, 0.9, batch_size, dtype=np.float32)
+        batch = {"state": state, "noise": noise, "time": time, "mixture": state.sum(axis=1)}
         return {key: tf.constant(value) for key, value in batch.items()}
     if system != "spex_plus":
         return random_batch(settings, batch_size, seconds)
@@ -159,6 +202,8 @@ def count_macs(model, inputs):
         return len(spectrum) * model.count_macs(spectrum.shape[1], embeddings.shape[2])
     if isinstance(model, MimoTasnet):
         return len(inputs) * model.count_macs(inputs.shape[1])
+    if isinstance(inputs, dict):
+        return cost.count_macs(model, lambda: model(**inputs))
     return cost.count_macs(model, lambda: model(inputs))
 
 
@@ -197,9 +242,18 @@ def measure_cost(system, settings, batch_size, seconds, repeats):
     build, inputs_of = SYSTEMS[system]
     model, objective = build()
     batch = make_batch(system, settings, batch_size, seconds)
-    spec = dataset.free_lengths(batch)
+    if system in SCORES:
+        shapes = {key: [None] if key == "time" else [None, *value.shape[1:-1], None] for key, value in batch.items()}
+        spec = {key: tf.TensorSpec(shape, tf.float32) for key, shape in shapes.items()}
+    else:
+        spec = dataset.free_lengths(batch)
     macs = count_macs(model, inputs_of(batch))
-    forward = tf.function(lambda batch: model(inputs_of(batch)), input_signature=[spec])
+
+    def run(batch):
+        inputs = inputs_of(batch)
+        return model(**inputs) if system in SCORES else model(inputs)
+
+    forward = tf.function(run, input_signature=[spec])
     forward_cpu, forward_wall = time_calls(lambda: tf.nest.flatten(forward(batch))[0].numpy(), repeats)
     extraction = {}
     if system == "spex_plus":
@@ -476,8 +530,8 @@ def main(_):
     settings = settings_from_flags()
     if FLAGS.system in WAVEFORMS and FLAGS.measure == "features":
         raise UserError(f"--measure features: {FLAGS.system} has none, it takes waveforms")
-    if FLAGS.system == "looking_to_listen" and FLAGS.measure != "cost":
-        raise UserError(f"--measure {FLAGS.measure}: not for looking_to_listen; its cost is measured alone")
+    if FLAGS.system in COST_ALONE and FLAGS.measure != "cost":
+        raise UserError(f"--measure {FLAGS.measure}: of {FLAGS.system} its cost alone is measured; leave --measure out")
     devices.set_precision()
     measure = MEASURES[FLAGS.measure]
     report = {
@@ -505,6 +559,10 @@ if __name__ == "__main__":
     flags.DEFINE_enum("system", "dense_unet", list(SYSTEMS), "the model")
     flags.DEFINE_enum("variant", "seed", list(VARIANTS), "of spex_plus, which --causal gives cumulative norms")
     flags.DEFINE_enum("wiring", "parallel", list(WIRINGS), "of mimo_tasnet")
+    flags.DEFINE_integer("nf", 128, "channels of ncsnpp's first level", lower_bound=4)
+    flags.DEFINE_list("ch_mult", list("1122222"), "channels of each level of ncsnpp, over --nf")
+    flags.DEFINE_integer("num_res_blocks", 2, "blocks of a level of ncsnpp", lower_bound=1)
+    flags.DEFINE_list("attn_resolutions", ["16"], "rows at which ncsnpp has attention")
     flags.DEFINE_float("enrolment_seconds", 0.0, "of spex_plus; 0: as long as the mixtures", lower_bound=0)
     flags.DEFINE_float("seconds", 1.0, "length of the mixtures", lower_bound=0.1)
     flags.DEFINE_integer("threads", 0, "TensorFlow threads; 0: all cores", lower_bound=0)

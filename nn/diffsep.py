@@ -129,7 +129,24 @@ PRESETS = {
     "cdiffuse": _REFERENCE | dict(backbone="cdiffuse", batch_size=4, accumulate=8, val_batch_size=4),
     "small": _SMALL | dict(init_hack=5, init_hack_p=0.1),
     "small-enhancement": _SMALL
-    | dict(task="enhancement", sde="PriorMixSDE", train_source_order="none", init_hack=4, init_hack_p=0.1),
+    | dict(
+        task="enhancement",
+        sde="PriorMixSDE",
+        train_source_order="none",
+        init_hack=4,
+        init_hack_p=0.3,
+        predicts="sources",
+        loss_weight="error",
+        scale_by_sigma=False,
+        nf=16,
+        learning_rate=2e-3,
+        lr_schedule="cosine",
+        epoch=4,
+        epoch_mixtures=1000,
+        val_steps=4,
+        steps=6,
+        solver="multistep",
+    ),
 }
 
 

@@ -168,6 +168,8 @@ def _share_machine(options):
     if options.workers > 1:
         tf.config.threading.set_intra_op_parallelism_threads(max(1, (os.cpu_count() or 1) // options.workers))
         tf.config.threading.set_inter_op_parallelism_threads(1)
+        for gpu in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(gpu, True)  # others are on it too
     if options.devices:
         gpus, wanted = tf.config.list_physical_devices("GPU"), options.devices[number % len(options.devices)]
         if not wanted.isdecimal() or int(wanted) >= len(gpus):

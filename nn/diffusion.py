@@ -200,8 +200,8 @@ class Reverse:
         return self.sampler.evaluations
 
     def prepare(self):
-        """Traces the graph now, which otherwise the first call does."""
-        self._run.get_concrete_function()
+        """Traces and optimises the graph now, on a little silence, which otherwise the first call does."""
+        self(np.zeros((1, 256), np.float32), [0])
         return self
 
     def _graph(self, mixture, keys):

@@ -218,7 +218,9 @@ class TrainStep:
                 counted = tf.reduce_sum(counts) / self.batch_size
             loss = tf.reduce_sum(losses) / self.batch_size
             scaled = loss if self.scale is None else loss * self.scale
-        gradients = tape.gradient(scaled, [w.value for w in self.weights])
+        # What leads nowhere, such as the state behind CDiffuse's last block, stays as it is.
+        zero = tf.UnconnectedGradients.ZERO
+        gradients = tape.gradient(scaled, [w.value for w in self.weights], unconnected_gradients=zero)
         self.metric_names = list(metrics)
         means = [tf.reduce_mean(value) for value in metrics.values()]
         return gradients, tf.stack([loss, self.audio_seconds(batch), counted, *means])

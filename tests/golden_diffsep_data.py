@@ -184,7 +184,8 @@ def small_functions(case, folder):
         "scale_output": diffusion.project(estimates, mixed),
         "scale_output_silent": diffusion.project(0 * estimates, mixed),
     }
-    found |= saved_audio(estimates[0], mixed[0, 0], folder)
+    index = next(int(key.removeprefix("saved/")[:3]) for key in case.named("out") if key.startswith("saved/"))
+    found |= saved_audio(index, estimates[0], mixed[0, 0], folder)
     for key, theirs in case.named("out").items():
         # The third mixture is constant, so that its scaled sources are their rounding over 1e-5.
         case.check(key, found[key], theirs, least=1e-5)
@@ -195,11 +196,11 @@ def in_order(rule, sources, order=None):
     return diffusion_losses.ScoreMatching(process, source_order=rule)._in_order(tf.constant(sources), order)
 
 
-def saved_audio(estimates, mixture, folder):
+def saved_audio(index, estimates, mixture, folder):
     """The wavs that an evaluation writes of these, under the names of the reference."""
     signals = dict(mixture=mixture, estimates=estimates, references=0.5 * estimates, states=None)
     options = diffsep_evaluate.Options("", diffsep_dataset.Corpora(), (), str(folder))
-    diffsep_evaluate._save(options, "test", 7, signals, 8000, {})
+    diffsep_evaluate._save(options, "test", index, signals, 8000, {})
     found = {}
     for path in (folder / "wav" / "test").iterdir():
         index, kind, _ = path.name.split(".")

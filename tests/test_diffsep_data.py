@@ -193,7 +193,7 @@ def test_composite_measures_fall_with_noise():
 
 
 def test_folder_names_tell_all_options_again():
-    name = diffsep_results.folder_name("a_b_N-1", 30, 0.5, 1, True, None, solver="heun")
+    name = diffsep_results.folder_name("a_b_N-1", 30, 0.5, 1, True, None, solver="heun", t_start=None)
     assert name == "a_b_N-1_N-30_snr-0.5_corrstep-1_denoise-True_schedule-None_solver-heun"
     options = dict(run="a_b_N-1", steps=30, snr=0.5, corrector_steps=1, denoise=True, schedule=None, solver="heun")
     assert diffsep_results.read_folder_name("results/" + name + "/") == options

@@ -67,15 +67,17 @@ def test_binaural(repository):
 def test_diffsep(repository):
     sizes = {"tr_talkers": 2, "cv_talkers": 2, "tt_talkers": 2, "utterances_per_talker": 1, "cv_mixtures": 1}
     sizes |= {"tt_mixtures": 1, "train_recordings": 2, "test_recordings": 1, "num_workers": 1, "cv_utterances": 1}
-    sizes |= {"n_fft": 62, "hop_length": 32, "nf": 4, "ch_mult": "1,1", "epoch": 1, "epoch_mixtures": 8}
+    sizes |= {"backbone": "cdiffuse", "residual_layers": 1, "residual_channels": 4, "epoch": 1, "epoch_mixtures": 8}
     sizes |= {"segment_seconds": 0.5, "batch_size": 4, "pictures": 0, "steps": 2, "solver": "first", "limit": 1}
-    done = run(repository, "diffsep", "--exp_name", "diffusion", **sizes)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for task, score in (("separation", "2 calls"), ("enhancement", "1 recordings, SI-SDR")):
-        (folder,) = (repository / "exp/diffusion/results").glob(f"test_{task}_diffusion_model*_N-2_*_solver-first")
-        assert (folder / "test_summary.json").exists() and (folder / "fig/test/evo_0000.pdf").exists()
-        assert f"{folder.name}, test: 1 recordings" in done.stdout and score in done.stdout
-    assert any((repository / "exp/diffusion/models/test_separation/tensorboard").iterdir())
+    for stages in ("--stop_stage=1", "--stage=4"):
+        done = run(repository, "diffsep", "--exp_name", "diffusion", stages, **sizes)
+        assert done.returncode == 0, done.stdout + done.stderr
+    # Of the mixtures and the noisy speech of every set that is needed.
+    assert len(list((repository / "diffsep").glob("mixtures/2speakers/wav8k/max/*/mix/*.wav"))) == 2
+    (folder,) = (repository / "exp/diffusion/results").glob("test_enhancement_diffusion_model*_N-2_*_solver-first")
+    assert (folder / "test_summary.json").exists() and (folder / "fig/test/evo_0000.pdf").exists()
+    assert f"{folder.name}, test: 1 recordings, SI-SDR" in done.stdout and "2 calls" in done.stdout
+    assert any((repository / "exp/diffusion/models/test_enhancement/tensorboard").iterdir())
 
 
 @pytest.mark.parametrize(
