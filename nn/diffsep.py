@@ -77,8 +77,10 @@ SIZE_FLAGS = {
 NUMBERS = ("ch_mult", "attn_resolutions", "fir_kernel")  # lists of integers
 
 # Flags' values; those of config/model/default and config/datamodule/default are the flags' defaults.
-_REFERENCE = dict(batch_per_device=True, cv_utterances=0, keep_checkpoints=20, log_steps=10)
+_REFERENCE = dict(ema_decay=0.999, clip_norm=5.0, batch_per_device=True, cv_utterances=0, keep_checkpoints=20, log_steps=10)
 _SMALL = dict(
+    ema_decay=0.999,
+    clip_norm=5.0,
     n_fft=254,
     nf=32,
     ch_mult=["1", "1", "2", "2"],
