@@ -33,7 +33,6 @@ def report(folder, *flags, runner=run_here, **named):
     [
         ("sequential_grouping", TINY_TCN | dict(causal=True, batch_size=2)),
         ("spex_plus", TINY_TCN | dict(enrolment_seconds=0.2)),
-        ("looking_to_listen", dict(n_channels=2)),
     ],
 )
 def test_cost_of_a_tiny_system(tmp_path, system, named):
