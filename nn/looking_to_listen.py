@@ -54,7 +54,7 @@ SIZE_FLAGS = dict(
 )
 PRESETS = {
     "published": dict(n_channels=96, n_last_channels=8, n_video_channels=256, n_lstm_units=400, n_units=600),
-    "small": dict(n_channels=24, n_last_channels=8, n_video_channels=96, n_lstm_units=160, n_units=240),
+    "small": dict(n_channels=4, n_last_channels=4, n_video_channels=64, n_lstm_units=64, n_units=128),
 }
 
 
