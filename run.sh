@@ -380,13 +380,14 @@ looking_to_listen() {
   own_data=$(value_of data_folder "") own_list=$(value_of video_list "") exp_name=$(value_of exp_name looking_to_listen)
   data=${own_data:-faces} list=${own_list:-$data/list.csv}
 
-  local corpus_flags=() face_flags=() mix_flags=() train_flags=() dynamic=1 drawn=
+  local corpus_flags=() clip_flags=() face_flags=() mix_flags=() train_flags=() dynamic=1 drawn=
   [ -n "$own_data$own_list" ] || drawn=1
   # Where the drawn faces are is known; a detector that knows real ones finds only some of them.
   [ -z "$drawn" ] || face_flags=(--detector=told)
   case $preset in
     small) # Small enough for two CPU cores; every number was tried on the built-in corpus.
       corpus_flags=(--tr_talkers=120 --cv_talkers=15 --tt_talkers=20 --segments=2)
+      clip_flags=(--preset=ultrafast) # of x264
       mix_flags=(--train_mixtures=1000 --val_mixtures=20 --test_mixtures=60)
       train_flags=(--preset=small --dropout=0 --loss=both --wave_weight=0.1 --segment_seconds=1.5 --batch_size=4
         --learning_rate=2e-3 --lr_schedule=cosine --epoch=4 --epoch_mixtures=800 --keep_checkpoints=2)
@@ -395,7 +396,8 @@ looking_to_listen() {
     *) fail "--preset $preset: there are small and original" ;;
   esac
   case " ${given[*]} " in *" --dynamic_mixing"[\ =]*) dynamic=1 ;; esac
-  local folder=(--data_folder="$data")
+  local folder=(--data_folder="$data") video_flags=()
+  [ -z "$drawn" ] || video_flags=(--video_folder="$data/videos")
   local models=exp/$exp_name/models output=exp/$exp_name/output_test
 
   install corpus,faces
@@ -409,7 +411,7 @@ looking_to_listen() {
   fi
   if run_stage 2 "clips, pieces of sound, faces"; then
     if [ -f "$list" ]; then
-      script all feat/avspeech/crop.py --list="$list" "${folder[@]}"
+      script all feat/avspeech/crop.py --list="$list" "${folder[@]}" "${video_flags[@]}" "${clip_flags[@]}"
     else
       echo "$list: not there, so the clips in $data are taken"
     fi
