@@ -45,7 +45,7 @@ def time_table(steps):
 
 @keras.saving.register_keras_serializable("deep_casa")
 class DilatedConv1D(keras.layers.Layer):
-    """3 taps, zeros around, bias: [batch, samples, in] -> [batch, samples, filters]. Kernel layout (tap, in, filters)."""
+    """3 taps, zeros around, bias: [batch, samples, in] -> [batch, samples, filters]. Kernel (tap, in, filters)."""
 
     def __init__(self, filters, dilation, **kwargs):
         super().__init__(**kwargs)
@@ -86,7 +86,7 @@ def dilated(x, kernel, dilation):
 
 @keras.saving.register_keras_serializable("deep_casa")
 class GatedBlock(keras.layers.Layer):
-    """Call: x, condition [batch, samples, channels], time_bias [batch, channels] -> the next x, what is skipped ahead."""
+    """Call: x, condition [batch, samples, channels], time_bias [batch, channels] -> the next x, what goes ahead."""
 
     def __init__(self, channels, dilation, **kwargs):
         super().__init__(**kwargs)

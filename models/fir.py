@@ -36,7 +36,8 @@ def up_fir_down(x, kernel, up=1, down=1, padding=(0, 0)):
     else:
         counts = [(size * up + more) // down + 1 for size, more in zip(sizes, surplus)]
         after = [(-(-count // up) - 1) * down + high - size for count, high, size in zip(counts, highs, sizes)]
-    whole = down == 1 and all(-2 * low == high - low - 1 and after_ == -low for low, high, after_ in zip(lows, highs, after))
+    odd = all(-low == high - 1 == more for low, high, more in zip(lows, highs, after))
+    whole = down == 1 and odd  # the zeros around are those of the convolution itself
     if not whole:
         x = widened(x, [(-low, more) for low, more in zip(lows, after)])
 
@@ -77,7 +78,7 @@ def widened(x, sides):
 
 
 def phases(taps, up, down, before):
-    """For each of `up` phases of the output: the first of its taps, and the input that this sees in the first output."""
+    """For each of `up` phases of the output: its first tap, and the input that this sees in the first output."""
     found = []
     for phase in range(up):
         start = (before - phase * down) % up
@@ -92,10 +93,11 @@ def square(kernel):
 
 
 def upsample(x, kernel=None, factor=2):
-    """[batch, rows, columns, channels] to `factor` times the rows and columns; without a kernel, values are repeated."""
+    """[batch, rows, columns, channels] to `factor` times rows and columns; without a kernel, values are repeated."""
     kernel = np.ones(factor) if kernel is None else kernel
     surplus = len(kernel) - factor
-    return up_fir_down(x, factor**2 * square(kernel), up=factor, padding=((surplus + 1) // 2 + factor - 1, surplus // 2))
+    padding = ((surplus + 1) // 2 + factor - 1, surplus // 2)
+    return up_fir_down(x, factor**2 * square(kernel), up=factor, padding=padding)
 
 
 def downsample(x, kernel=None, factor=2):

@@ -90,13 +90,14 @@ class ResidualBlock(keras.layers.Layer):
 
     Args:
         filters: output channels.
-        kind: "biggan", or "ddpm", whose shortcut may be a 3x3 convolution (`wide_shortcut`) and which resamples nothing.
+        kind: "biggan", or "ddpm", which resamples nothing.
         resample: "up" or "down", by 2, or None.
         fir: kernel of the resampling, None for none.
         nonlinearity: a key of NONLINEARITIES.
         rescale: divides the sum with the shortcut by the root of 2.
         init_scale: of the last kernel at first.
         dropout: rate before the last convolution.
+        wide_shortcut: of "ddpm": a 3x3 convolution is the shortcut, not a 1x1.
     """
 
     def __init__(
@@ -657,7 +658,8 @@ class ScoreModel(keras.Model):
         batch, signals, frames, bins = ops.shape(real)
         flat = (batch * signals, frames, bins)
         real, imaginary = (ops.reshape(part * weights, flat) for part in (real, imaginary))
-        return ops.reshape(fit(centred_istft(real, imaginary, self.fft_size, self.hop_size), samples), (batch, signals, -1))
+        waveforms = fit(centred_istft(real, imaginary, self.fft_size, self.hop_size), samples)
+        return ops.reshape(waveforms, (batch, signals, -1))
 
     def compression(self, power):
         """What numbers of such a squared magnitude are multiplied by."""

@@ -67,7 +67,7 @@ class GroupNorm(ScaledNorm):
         channels = input_shape[-1]
         self.groups = max(1, min(channels // 4, 32))
         if channels % self.groups:
-            raise ValueError(f"{channels} channels cannot be normed in {self.groups} equal groups; take a multiple of 32")
+            raise ValueError(f"{channels} channels make no {self.groups} equal groups; take a multiple of 32")
         super().build(input_shape)
 
     def call(self, x):

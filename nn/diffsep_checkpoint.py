@@ -43,8 +43,8 @@ def averaged(path, stored):
         if [tuple(weights[name].shape) for name in names] == [tuple(value.shape) for value in averages]:
             return weights | dict(zip(names, averages))
     raise UserError(
-        f"{path}: {len(averages)} averaged weights (ema.shadow_params) that are not those of its {len(weights)} weights;"
-        " give a checkpoint as the reference's trainer wrote it"
+        f"{path}: {len(averages)} averaged weights (ema.shadow_params) that are not those of its {len(weights)}"
+        " weights; give a checkpoint as the reference's trainer wrote it"
     )
 
 

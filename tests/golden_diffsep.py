@@ -159,7 +159,8 @@ def ncsnpp_variants(case, folder):
 
 def frontend(case, folder):
     def model(**changes):
-        return ScoreModel(**ncsnpp_settings(case.config | changes), channels=4, multipliers=(1,), blocks=1, attention=())
+        settings = ncsnpp_settings(case.config | changes) | dict(channels=4, multipliers=(1,), blocks=1, attention=())
+        return ScoreModel(**settings)
 
     def seen(model, waves):
         spectra = model.analyse(tf.constant(waves))

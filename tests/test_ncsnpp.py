@@ -79,7 +79,8 @@ def test_half_precision(model, precision):
     half.set_weights(model.get_weights())
     ours, exact = half(*inputs()), model(*inputs())
     assert ours.dtype == tf.float32
-    assert np.mean(np.square(ours - exact)) < (0.05 if precision == "mixed_bfloat16" else 0.01) * np.mean(np.square(exact))
+    allowed = 0.05 if precision == "mixed_bfloat16" else 0.01
+    assert np.mean(np.square(ours - exact)) < allowed * np.mean(np.square(exact))
 
 
 def test_learnable_spectra_undo_themselves():
