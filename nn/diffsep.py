@@ -139,6 +139,7 @@ PRESETS = {
         loss_weight="error",
         scale_by_sigma=False,
         nf=16,
+        ema_decay=0.0,
         learning_rate=2e-3,
         lr_schedule="cosine",
         epoch=4,
