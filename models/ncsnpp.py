@@ -564,6 +564,8 @@ class ScoreModel(keras.Model):
         exponent, factor: of the transform; their signs do not count.
         learnable: whether these are trained.
         frame_multiple: None: as few frames as the network can take, where the reference has 64.
+        masks: the network gives, instead of the sources' compressed spectra, complex factors of the mixture's and of
+            the state's, whose sum these are. Small networks learn to separate with far fewer steps.
         network: arguments of NCSNpp but inputs, outputs and rows, by name: `channels`, `multipliers`, ...
 
     Raises:
@@ -580,6 +582,7 @@ class ScoreModel(keras.Model):
         factor=0.15,
         learnable=False,
         frame_multiple=FRAME_MULTIPLE,
+        masks=False,
         name="score_model",
         dtype=None,
         **network,
@@ -595,8 +598,9 @@ class ScoreModel(keras.Model):
         self.transform = transform
         self.learnable = learnable
         self.bins = fft_size // 2 + 1
-        inputs, outputs = 2 * (sources + 1), 2 * sources
+        inputs, outputs = 2 * (sources + 1), 2 * sources * (2 if masks else 1)
         self.network = NCSNpp(inputs, outputs, self.bins, **network, dtype=self.dtype_policy, name="network")
+        self.masks = masks
         self.frame_multiple = frame_multiple or self.network.multiple
         if self.frame_multiple % self.network.multiple:
             raise ValueError(f"frame_multiple {frame_multiple}: should be one of {self.network.multiple}")
@@ -609,6 +613,7 @@ class ScoreModel(keras.Model):
             factor=factor,
             learnable=learnable,
             frame_multiple=frame_multiple,
+            masks=masks,
         ) | {name: value for name, value in self.network.settings.items() if name not in ("inputs", "outputs", "rows")}
         self.exponent, self.factor = exponent, factor
         if learnable:
@@ -621,6 +626,11 @@ class ScoreModel(keras.Model):
     def build(self, input_shape=None):
         """Makes all weights, whatever the lengths of the inputs."""
         self.network.build()
+        if self.masks:
+            # Every source starts as the mixture: where spectra are 0, their expansion has no gradient.
+            start = ops.convert_to_numpy(self.network.output_layer.bias).copy()
+            start[self.sources : 2 * self.sources] = 1.0
+            self.network.output_layer.bias.assign(start)
 
     def frames(self, samples):
         """Frames of a signal before they are filled up; int or integer tensor."""
@@ -700,10 +710,25 @@ class ScoreModel(keras.Model):
         prepared = self.prepare(mixture) if prepared is None else prepared
         spectra = ops.concatenate([self.analyse(state), prepared], axis=1)
         maps = self.network(self.to_maps(spectra), time, biases=biases, training=training)
-        return self.synthesise(self.to_spectra(maps, ops.shape(spectra)[3]), ops.shape(state)[2])
+        found = self.to_spectra(ops.cast(maps, "float32"), ops.shape(spectra)[3])
+        return self.synthesise(self.masked(found, spectra) if self.masks else found, ops.shape(state)[2])
+
+    def masked(self, masks, spectra):
+        """Masks [batch, 2 * sources, 2, frames, bins], of the state first, times [batch, sources + 1, 2, frames, bins]."""
+        batch, _, _, frames, bins = ops.shape(masks)
+        state = ops.slice(spectra, (0,) * 5, (batch, self.sources, 2, frames, bins))
+        mixture = ops.slice(spectra, (0, self.sources, 0, 0, 0), (batch, 1, 2, frames, bins))
+        of_state, of_mixture = (multiply(m, x) for m, x in zip(ops.split(masks, 2, axis=1), (state, mixture)))
+        return of_state + of_mixture
 
     def get_config(self):
         return {"name": self.name} | self.settings
+
+
+def multiply(x, y):
+    """Product of complex numbers whose real and imaginary parts lie along axis 2."""
+    (a, b), (c, d) = (ops.split(z, 2, axis=2) for z in (x, y))
+    return ops.concatenate([a * c - b * d, a * d + b * c], axis=2)
 
 
 def to_power(power, exponent):
