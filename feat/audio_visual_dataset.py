@@ -22,101 +22,44 @@ In training all lengths are known; in evaluation they are free, so that a tf.fun
 (feat.dataset.free_lengths) takes every batch. Several processes and devices share a global batch, see feat.dataset.Share.
 """
 
-import csv
 import dataclasses
-import json
 import os
-import re
 
 import numpy as np
 import tensorflow as tf
 
 from feat import cache
+from feat.avspeech import embedders, tables
+from feat.avspeech.clips import EMBED, SAMPLE_RATE, video_id
+from feat.avspeech.clips import FRAME_RATE as IMAGE_RATE
 from feat.dataset import Share, batches_in_order, checked, epoch_order, pieces, read_npy
 from feat.files import UserError
 from feat.triplet_dataset import Files, audio_files
 
-SAMPLE_RATE = 16000
-IMAGE_RATE = 25
 SAMPLES_PER_IMAGE = SAMPLE_RATE // IMAGE_RATE
-PIECE_IMAGES = 75
-EMBEDDER = os.path.join("embed", "embedder.json")
+EMBEDDER = os.path.join(EMBED, embedders.CARD)
 MEND = "make the embeddings again"
 
 
 # Tables ---------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A mixture of a table; paths are relative to the data folder."""
-
-    videos: tuple[str, ...]
-    audios: tuple[str, ...]
-    mixture: str
-    noises: tuple[str, ...]
-
-    @property
-    def name(self):
-        """Of the mixture."""
-        return os.path.splitext(os.path.basename(self.mixture))[0]
-
-    @property
-    def embeddings(self):
-        """Of each talker."""
-        return tuple(embedding_path(audio) for audio in self.audios)
-
-
-def embedding_path(audio):
-    """embed/<stem>.npy of audio/<stem>.wav."""
-    return os.path.join("embed", os.path.splitext(os.path.basename(audio))[0] + ".npy")
-
-
-def video_id(path):
-    """Which video a clip is of: its name without the place of the face, "_final", and "@" and what comes behind it."""
-    stem = os.path.splitext(os.path.basename(path))[0]
-    return re.sub(r"(_\d+_\d+)?_final$", "", stem).split("@")[0]
-
-
 def read_table(path):
-    """[Row] of a table. Raises UserError, which names the line."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            lines, columns = list(reader), reader.fieldnames or []
-    except OSError as error:
-        raise UserError(f"{path}: no table ({error.strerror}); make it with feat/avspeech/mix.py") from error
-    talkers = sum(bool(re.fullmatch(r"audio_\d+", column)) for column in columns)
-    needed = [f"{kind}_{i + 1}" for kind in ("video", "audio") for i in range(talkers)] + ["mixed_audio"]
-    missing = [column for column in needed if column not in columns]
-    if missing or not talkers:
-        raise UserError(f"{path}: no column {(missing or ['audio_1'])[0]} in its first line; make the table again")
-    if not lines:
+    """[feat.avspeech.tables.Row] of a table. Raises UserError, which names the line."""
+    rows, _, _ = tables.read_table(path)
+    if not rows:
         raise UserError(f"{path}: holds no mixtures; make it again from more pieces")
-    rows = []
-    for number, line in enumerate(lines, 2):
-        if not all(line.get(column) for column in needed):
-            raise UserError(f"{path}: line {number} is not whole; make the table again")
-        videos, audios = (tuple(line[f"{kind}_{i + 1}"] for i in range(talkers)) for kind in ("video", "audio"))
-        noises = tuple(filter(None, (line.get("noise") or "").split(":")))
-        rows.append(Row(videos, audios, line["mixed_audio"], noises))
     return rows
 
 
 def read_embedder(folder):
     """embed/embedder.json of a data folder. Raises UserError."""
-    path = os.path.join(folder, EMBEDDER)
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        if not isinstance(found["name"], str) or not isinstance(found["size"], int):
-            raise ValueError("name or size is missing")
-    except FileNotFoundError as error:
+    found = embedders.read_card(os.path.join(folder, EMBED))
+    if found is None:
         raise UserError(
-            f'{path}: no such file, so nobody knows what made the embeddings; write {{"name": ..., "size": ...}} there'
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not understood ({error}); {MEND}") from error
+            f'{os.path.join(folder, EMBEDDER)}: no such file, so nobody knows what made the embeddings; write {{"name":'
+            ' ..., "size": ...} there'
+        )
     return found
 
 
@@ -201,10 +144,10 @@ def audio_visual_set(folder, rows, faces, size):
     """
     for row in rows:
         if len(row.audios) < faces:
-            raise UserError(f"{folder}: {row.mixture} is of {len(row.audios)} talkers, the network has {faces} faces")
-        if not row.mixture.endswith(".wav"):
-            raise UserError(f"{folder}: mixed_audio {row.mixture}: should be a wav; make the table again")
-    paths = [row.mixture for row in rows]
+            raise UserError(f"{folder}: {row.mixed} is of {len(row.audios)} talkers, the network has {faces} faces")
+        if not row.mixed.endswith(".wav"):
+            raise UserError(f"{folder}: mixed_audio {row.mixed}: should be a wav; make the table again")
+    paths = [row.mixed for row in rows]
     paths += [row.audios[i] for i in range(faces) for row in rows]
     files = audio_files([os.path.join(folder, path) for path in paths], SAMPLE_RATE, resampled=False)
     for path in dict.fromkeys(path for row in rows for path in row.embeddings[:faces]):
@@ -339,7 +282,7 @@ def audio_visual_pieces(folder, rows, talkers, faces, size, noises=()):
     pieces_of = Pieces(
         folder,
         files,
-        [embedding_path(audio) for audio in audios],
+        [tables.embedding_of(audio) for audio in audios],
         np.array([names[video_id(found[audio])] for audio in audios]),
         talkers,
         faces,

@@ -26,6 +26,7 @@ STAGES = "feat/avspeech/"
 
 def run(folder, stage, *flags, **named):
     """A stage on folder/data, in this process."""
+    named = dict(data_folder="data") | named
     named = dict(num_workers=1) | named if stage not in ("clean", "archive") else named
     return speech.succeed(folder, f"{STAGES}{stage}.py", *flags, corpus_flags=False, **named)
 
@@ -177,7 +178,7 @@ def test_running_again_changes_nothing_and_fills_holes(drawn):
     after = {path: path.stat().st_mtime_ns for path in before}
     assert {path for path in before if before[path] != after[path]} == {hole}
     assert hole.read_bytes() == content
-    line = speech.refuse(folder, STAGES + "mix.py", corpus_flags=False, train_mixtures=2, num_workers=1)
+    line = speech.refuse(folder, STAGES + "mix.py", corpus_flags=False, data_folder="data", train_mixtures=2, num_workers=1)
     assert "made with" in line and "--overwrite" in line
 
 
@@ -185,7 +186,7 @@ def test_another_embedder_is_refused(drawn):
     folder, _ = drawn
     with pytest.raises(UserError, match="name mouth .now dlib.*choose another --embed_folder"):
         embedders.claim_cache(folder / "data" / "embed", {"name": "dlib", "size": 128, "standardised": True})
-    refused = speech.refuse(folder, STAGES + "embed_faces.py", corpus_flags=False, embedder="npy", size=512)
+    refused = speech.refuse(folder, STAGES + "embed_faces.py", corpus_flags=False, data_folder="data", embedder="npy", size=512)
     assert "embedder.json says 128 numbers, --size 512" in refused
 
 
@@ -236,7 +237,7 @@ def test_draws_take_no_pieces_of_one_video_and_end_when_all_are_drawn():
 def test_space_is_said_before_it_is_taken(drawn):
     folder, _ = drawn
     assert "8 pieces; 3 mixtures, 2 for train, 1 for val" in run(folder, "mix", "--dry_run", train_mixtures=2, val_mixtures=1)
-    line = speech.refuse(folder, STAGES + "spectrograms.py", corpus_flags=False, most_gb=0, num_workers=1)
+    line = speech.refuse(folder, STAGES + "spectrograms.py", corpus_flags=False, data_folder="data", most_gb=0, num_workers=1)
     assert "GB would be written; give --yes" in line
     assert "13 spectrograms written" in run(folder, "spectrograms", "--yes", most_gb=0)
     assert np.load(folder / "data" / "spec" / "0.npy").shape == (257, 298, 2)

@@ -211,7 +211,7 @@ def test_a_checkpoint_from_python(trained, tmp_path):
     loaded = audio_visual.load_model(prefix)
     row = data.read_table(trained / "av/val.csv")[0]
     faces = [str(trained / "av" / path) for path in row.embeddings]
-    mixture = trained / "av" / row.mixture
+    mixture = trained / "av" / row.mixed
     voices = generate_audio(loaded, str(mixture), faces, output_dir=str(tmp_path / "out"))
     for face, ours in zip(faces, voices):
         written = read_mono(str(tmp_path / "out" / (pathlib.Path(face).stem + ".wav")), RATE)

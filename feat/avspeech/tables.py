@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from feat.avspeech.clips import EMBED
 from feat.files import UserError, write_text
 
 NOISE = "noise"
@@ -22,12 +23,27 @@ class Row:
     mixed: str
     noises: tuple = ()
 
+    @property
+    def name(self):
+        """Of the mixture."""
+        return os.path.splitext(os.path.basename(self.mixed))[0]
+
+    @property
+    def embeddings(self):
+        """Where those of each talker are, below the data folder."""
+        return tuple(map(embedding_of, self.audios))
+
     def with_paths(self, change):
         """The row with `change` done to every path."""
         return Row(
             tuple(map(change, self.videos)), tuple(map(change, self.audios)), change(self.mixed),
             tuple(map(change, self.noises)),
         )  # fmt: skip
+
+
+def embedding_of(audio):
+    """embed/<stem>.npy of audio/<stem>.wav."""
+    return f"{EMBED}/{os.path.splitext(os.path.basename(audio))[0]}.npy"
 
 
 def columns(talkers, noise=False):
