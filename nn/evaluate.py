@@ -112,6 +112,7 @@ class Evaluation:
     names: list[str]
     utterances: list[dict[str, UtteranceScores]]
     genders: Mapping[str, str] | None = None
+    fixed_order: bool = False  # outputs stand for the references that they come with
 
 
 def evaluate(
@@ -196,6 +197,7 @@ def summarize(evaluation: Evaluation, oracle: str = "") -> dict:
     return {
         "set": evaluation.dataset.set_name,
         "talkers": evaluation.dataset.talkers,
+        "fixed_order": evaluation.fixed_order,
         "sample_rate": evaluation.dataset.sample_rate,
         "utterances": len(evaluation.names),
         "systems": systems,
@@ -230,6 +232,8 @@ def format_table(summary: dict) -> str:
                 lines.append(f"{system['label']} reaches {reached:.2f} dB, {abs(gap_db):.2f} dB {side} it.")
     lines += _group_lines(summary, [metric for metric in metric_names if metric not in FRAME_ACCURACIES])
     order = "" if one else "Outputs are in the order with the largest sum of SI-SDR. "
+    if summary["fixed_order"]:
+        order = "Outputs are in the order that they came in. "
     lines += ["", order + "What the numbers mean:"]
     meanings = [f"{HEADINGS[metric]}: {text}." for metric, text in summary["definitions"].items()]
     meanings.append("not scored: values that are not defined (silent or unusable signals), not in the means.")

@@ -400,7 +400,7 @@ def infer():
         jobs.append((found, references, mixture, tuple(FLAGS.metrics)))
     scored = parallel_map(score_mixture, jobs, FLAGS.num_workers, "score")
     about = evaluate.Dataset(FLAGS.data_folder, "", FLAGS.table, model.faces, SAMPLE_RATE)
-    evaluation = evaluate.Evaluation(about, [], [row.name for row in rows], scored)
+    evaluation = evaluate.Evaluation(about, [], [row.name for row in rows], scored, fixed_order=True)
     print(evaluate.write_report(evaluation, os.path.join(folder, "scores")), end="")
     print(f"{folder}: scores of {len(rows)} mixtures, voices of {min(saved, len(rows))}")
 
