@@ -48,6 +48,7 @@ SIZE_FLAGS = {
         factor="spec_factor",
         learnable="spec_trans_learnable",
         frame_multiple="frame_multiple",
+        masks="masks",
         channels="nf",
         multipliers="ch_mult",
         blocks="num_res_blocks",
@@ -127,7 +128,25 @@ PRESETS = {
         val_segment_seconds=3.0,
     ),
     "cdiffuse": _REFERENCE | dict(backbone="cdiffuse", batch_size=4, accumulate=8, val_batch_size=4),
-    "small": _SMALL | dict(init_hack=5, init_hack_p=0.1),
+    "small": _SMALL
+    | dict(
+        init_hack=5,
+        init_hack_p=0.8,
+        predicts="sources",
+        loss_weight="error",
+        scale_by_sigma=False,
+        masks=True,
+        nf=16,
+        ema_decay=0.0,
+        learning_rate=3e-3,
+        lr_schedule="cosine",
+        epoch=4,
+        batch_size=4,
+        epoch_mixtures=1000,
+        val_steps=1,
+        steps=1,
+        solver="first",
+    ),
     "small-enhancement": _SMALL
     | dict(
         task="enhancement",
@@ -309,6 +328,7 @@ def define_model_flags():
     flags.DEFINE_float("spec_factor", 0.33, "of the transform")
     flags.DEFINE_bool("spec_trans_learnable", False, "exponent and factor are trained")
     flags.DEFINE_integer("frame_multiple", 64, "frames are filled up to a multiple; 0: as few as can be", lower_bound=0)
+    flags.DEFINE_bool("masks", False, "the network gives factors of mixture and state instead of spectra")
     flags.DEFINE_integer("nf", 64, "channels of the first level", lower_bound=4)
     flags.DEFINE_list("ch_mult", ["1", "1", "2", "2", "2", "2", "2"], "channels of the levels, over --nf")
     flags.DEFINE_integer("num_res_blocks", 2, "blocks of a level", lower_bound=1)
