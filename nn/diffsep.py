@@ -405,16 +405,22 @@ def model_settings(source=""):
     if not source:
         return settings
     config = checkpoint.read_config(source)
-    stored = config["model"] if config else checkpoint.foreign_settings(source, FLAGS.backbone)[0]
+    config = config or {"system": FLAGS.backbone, "model": checkpoint.foreign_settings(source, FLAGS.backbone)[0]}
+    stored = config["model"]
+    for flag, own in (
+        ("backbone", config["system"]),
+        ("sample_rate", config.get("sample_rate", FLAGS.sample_rate)),
+        ("n_speakers", stored.get("sources", FLAGS.n_speakers)),
+        ("predicts", config.get("predicts", PREDICTS[0])),
+    ):
+        if FLAGS[flag].value != own:
+            raise UserError(f"{source}: trained with --{flag} {own}, not {FLAGS[flag].value}; give --{flag} {own}")
     for name, flag in SIZE_FLAGS[FLAGS.backbone].items():
         if FLAGS[flag].present and stored.get(name, settings[name]) != settings[name]:
             raise UserError(
                 f"{source}: trained with --{flag} {stored[name]}, but --{flag} {FLAGS[flag].value} was given;"
                 " leave it out or give another checkpoint"
             )
-    rate = (config or {}).get("sample_rate", FLAGS.sample_rate)
-    if rate != FLAGS.sample_rate:
-        raise UserError(f"{source}: of {rate} Hz, --sample_rate is {FLAGS.sample_rate}; give --sample_rate {rate}")
     return settings | stored
 
 

@@ -15,7 +15,7 @@ from models.sde import MixSDE
 from nn.optimizers import make_optimizer
 from nn.step import TrainStep
 
-SIZES = dict(n_fft=62, hop_length=32, nf=4, ch_mult="1", num_res_blocks=1, attn_resolutions="", frame_multiple=0)
+SIZES = dict(backbone="cdiffuse", residual_layers=1, residual_channels=4)
 TINY = SIZES | dict(
     wsj0_mix="data", mode="min", batch_size=1, accumulate=2, segment_seconds=0.4, val_steps=1, val_solver="first",
     pictures=0, learning_rate=0.01, init_hack=5, init_hack_p=0.5, clip_percentile=50, exp_name="tiny",
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 def test_a_run_that_goes_on_comes_to_the_same_weights(folder):
     whole = folder / EXP / "whole"
     config = json.loads((whole / "config.json").read_text())
-    assert config["system"] == "ncsnpp" and config["sampling"] == {"steps": 7, "schedule": "snr"}
+    assert config["system"] == "cdiffuse" and config["sampling"] == {"steps": 7, "schedule": "snr"}
     assert config["sde"] == "MixSDE" and config["sample_rate"] == 8000 and config["model"]["channels"] == 4
     shutil.copytree(whole, folder / EXP / "again")
     last = "tiny_model.ckpt_step_5"
@@ -59,10 +59,15 @@ def test_a_run_that_goes_on_comes_to_the_same_weights(folder):
         (dict(preset="noise-reduction", vctk_demand="nowhere"), "nowhere/train/noisy: no such file"),
         (dict(preset="cdiffuse", n_speakers=3), "3speakers/wav8k/min/tr/mix: no such file"),
         (dict(preset="small-enhancement", n_speakers=3), "speech and noise are 2"),
-        (dict(load=EXP + "/whole/best", nf=8), "trained with --nf 4, but --nf 8 was given"),
+        (
+            dict(load=EXP + "/whole/best", residual_channels=8),
+            "trained with --residual_channels 4, but --residual_channels 8 was given",
+        ),
+        (dict(load=EXP + "/whole/best", backbone="ncsnpp"), "trained with --backbone cdiffuse, not ncsnpp"),
+        (dict(load=EXP + "/whole/best", predicts="sources"), "trained with --predicts score, not sources"),
         (dict(main_val_loss="pesq"), "--main_val_loss pesq: is not among --val_losses si_sdr"),
         (dict(train_source_order="pit", init_hack=4), "source order pit: does not go with init_hack 4"),
-        (dict(attn_resolutions="x"), "--attn_resolutions x: should be integers"),
+        (dict(backbone="ncsnpp", attn_resolutions="x"), "--attn_resolutions x: should be integers"),
         (dict(is_deploy=1), "this script trains; separate with nn/separate.py"),
     ],
 )
