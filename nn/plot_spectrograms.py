@@ -1,6 +1,6 @@
 """A map of cached spectrograms: each becomes a point, those that are alike lie together.
 
-    python nn/plot_spectrograms.py --input_dir av/spec --method tsne --output map.png
+    python nn/plot_spectrograms.py --input_dir faces/spec --method tsne --output map.png
 
 Files are .npy of compressed spectrograms [bins, frames, 2]. "mixed" are those whose names are numbers.
 Needs pip install "deep-casa[plot]".
