@@ -163,9 +163,9 @@ PRESETS = {
         lr_schedule="cosine",
         epoch=4,
         epoch_mixtures=1000,
-        val_steps=4,
-        steps=6,
-        solver="multistep",
+        val_steps=1,
+        steps=1,
+        solver="first",
     ),
 }
 
