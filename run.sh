@@ -481,9 +481,10 @@ diffsep() {
   local talkers=${own_talkers:-$data/talkers/voices/wav$((noisy_rate / 1000))k} sets=tr,cv,tt
   local models=exp/$exp_name/models results=exp/$exp_name/results
   # What is given to train on is taken as it is, unless there are recordings of talkers too.
-  local mixing=(--dynamic_mixing --corpus_folder="$talkers") mix_talkers=() mix_noise=()
+  local mixing=(--dynamic_mixing --corpus_folder="$talkers") mix_talkers=() mix_noise=() easy_first=()
   if [ -n "$dynamic" ]; then
-    [ -n "$own_mixtures" ] && [ -z "$own_talkers" ] || mix_talkers=("${mixing[@]}") sets=cv,tt
+    [ "$preset$own_talkers$speakers" != small2 ] || easy_first=(--both_genders_epochs=2)
+    [ -n "$own_mixtures" ] && [ -z "$own_talkers" ] || mix_talkers=("${mixing[@]}" "${easy_first[@]}") sets=cv,tt
     [ -n "$own_noisy" ] && [ -z "$own_talkers" ] || mix_noise=("${mixing[@]}")
   fi
 

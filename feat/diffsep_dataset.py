@@ -373,6 +373,7 @@ class Pool:
         files: Files: utterances sorted by talker, then noises.
         first, counts: number of a talker's first utterance, and how many there are.
         noises: numbers of the noises; without any, talkers are separated.
+        genders: "male", "female" or "" of every talker, or None.
     """
 
     talkers: int
@@ -380,6 +381,7 @@ class Pool:
     first: np.ndarray
     counts: np.ndarray
     noises: np.ndarray
+    genders: np.ndarray | None = None
 
     @property
     def sample_rate(self):
@@ -390,7 +392,7 @@ class Pool:
         audio_files(self.files.paths, self.sample_rate)
 
 
-def mixing_pool(corpus_folder, utterances, sample_rate, talkers=2, noises=()):
+def mixing_pool(corpus_folder, utterances, sample_rate, talkers=2, noises=(), genders=None):
     """Pool; headers are read.
 
     Args:
@@ -399,6 +401,7 @@ def mixing_pool(corpus_folder, utterances, sample_rate, talkers=2, noises=()):
         sample_rate: Hz of the batches; other files are resampled.
         talkers: of a mixture; 1 where there are noises.
         noises: paths of recordings of noise.
+        genders: {talker: "male" or "female"}, see feat.talkers.read_genders, for mixtures of one of each; or None.
 
     Raises:
         UserError: a file is unusable, or there are too few talkers.
@@ -406,27 +409,41 @@ def mixing_pool(corpus_folder, utterances, sample_rate, talkers=2, noises=()):
     if len(utterances) < talkers:
         raise UserError(f"{corpus_folder}: {len(utterances)} talkers, dynamic mixing needs {talkers}")
     everybody = sorted(utterances)
+    if genders is not None:
+        genders = np.array([genders.get(talker.replace("_", "-"), "") for talker in everybody])
+        if not {"male", "female"} <= set(genders):
+            raise UserError(f"{corpus_folder}: mixtures of a man and a woman need some of both in the table of talkers")
     counts = np.array([len(utterances[talker]) for talker in everybody], np.int64)
     paths = [os.path.join(corpus_folder, path) for talker in everybody for path in utterances[talker]]
     files = audio_files([*paths, *noises], sample_rate)
-    return Pool(talkers, files, np.cumsum(counts) - counts, counts, np.arange(len(paths), len(files.paths)))
+    noises = np.arange(len(paths), len(files.paths))
+    return Pool(talkers, files, np.cumsum(counts) - counts, counts, noises, genders)
 
 
-def draw_pieces(pool, count, samples, seed, epoch, gain_db=2.5, snr_db=(0.0, 15.0)):
+def draw_talkers(pool, count, generator, both_genders=False):
+    """[count, talkers] different talkers; `both_genders`: a man and a woman, in either order."""
+    if both_genders:
+        men, women = (np.flatnonzero(pool.genders == gender) for gender in ("male", "female"))
+        pairs = np.stack([generator.choice(men, count), generator.choice(women, count)], axis=1)
+        return generator.permuted(pairs, axis=1)
+    rows = [
+        np.argsort(generator.random((min(4096, count - begin), len(pool.first))), axis=1)[:, : pool.talkers]
+        for begin in range(0, count, 4096)
+    ]
+    return np.concatenate(rows)
+
+
+def draw_pieces(pool, count, samples, seed, epoch, gain_db=2.5, snr_db=(0.0, 15.0), both_genders=False):
     """What the mixtures of an epoch are made of.
 
-    Talkers are drawn first, then one utterance of each, and a piece of each.
+    Talkers are drawn first, see `draw_talkers`, then one utterance of each, and a piece of each.
 
     Returns:
         (files, starts int64 [count, sources]; levels in dB float32 [count, sources]). Levels of two talkers are
         opposite, up to `gain_db`, as in WSJ0-2mix, a third stays at 0 dB; those of noise are -`snr_db`, uniform.
     """
     generator = np.random.default_rng((seed, epoch, 34))
-    rows = [
-        np.argsort(generator.random((min(4096, count - begin), len(pool.first))), axis=1)[:, : pool.talkers]
-        for begin in range(0, count, 4096)
-    ]
-    talkers = np.concatenate(rows)
+    talkers = draw_talkers(pool, count, generator, both_genders)
     files = pool.first[talkers] + (generator.random(talkers.shape) * pool.counts[talkers]).astype(np.int64)
     if len(pool.noises):
         files = np.concatenate([files, generator.choice(pool.noises, (count, 1))], axis=1)
@@ -440,7 +457,8 @@ def draw_pieces(pool, count, samples, seed, epoch, gain_db=2.5, snr_db=(0.0, 15.
 
 
 def mixed_batches(
-    pool, batch_size, batches, segment_samples, seed, epoch, skip=0, gain_db=2.5, snr_db=(0.0, 15.0), share=Share()
+    pool, batch_size, batches, segment_samples, seed, epoch, skip=0, gain_db=2.5, snr_db=(0.0, 15.0), share=Share(),
+    both_genders=False,
 ):  # fmt: skip
     """One epoch of mixtures that were never heard before, see `draw_pieces`.
 
@@ -453,7 +471,7 @@ def mixed_batches(
         segment_samples: samples of every mixture.
     """
     count = batches * batch_size
-    drawn = draw_pieces(pool, count, segment_samples, seed, epoch, gain_db, snr_db)
+    drawn = draw_pieces(pool, count, segment_samples, seed, epoch, gain_db, snr_db, both_genders)
     read_file = pool.files.reader()
 
     def mix(index, files, starts, levels_db):

@@ -28,8 +28,9 @@ def score_of(model, sde, mixture, predicts="score", training=False):
 
     Args:
         model: models.ncsnpp.ScoreModel or models.cdiffuse.CDiffuse.
-        predicts: of PREDICTS, what the network gives: the score, as in the reference, or what makes the sources, see
-            models.sde.MixSDE.estimate_of_output, from which the score follows.
+        predicts: of PREDICTS, what the network gives: the score of the state, as in the reference; or, of the best
+            linear guess of the sources, what makes it the sources, see models.sde.MixSDE.estimate_of_output, from which
+            the score follows.
     """
     prepared = model.prepare(mixture)
 
@@ -41,7 +42,9 @@ def score_of(model, sde, mixture, predicts="score", training=False):
     level = sde.level(mixture)
 
     def score(x, t):
-        return sde.score_of_estimate(x, t, sde.estimate_of_output(x, t, output(x, t), mixture, level), level)
+        # In place of the state, of which near the end most is noise.
+        guess = sde.guess(x, t, mixture)
+        return sde.score_of_estimate(x, t, sde.estimate_of_output(guess, t, output(guess, t), level), level)
 
     return score
 

@@ -139,20 +139,23 @@ class MixSDE:
         """Power of the differences between sources over that of their noise, in the state at t."""
         return self.power / self.sources * ops.square(self.decay(t)) / self.variances(t)[1]
 
-    def estimate_of_output(self, x, t, output, mixture, level=1.0):
+    def guess(self, x, t, mixture):
+        """The best linear guess of the sources from the state; their sum is the mixture, [batch, samples]."""
+        known = self.known(t)
+        skip = wide(known / (1.0 + known) / self.decay(t))
+        return self.mixture_mean(mixture) + self.spread(skip * x, 0.0, 1.0)
+
+    def estimate_of_output(self, guess, t, output, level=1.0):
         """Sources of what a network gives that is to have a power of about 1 at any time (Karras et al., 2022).
 
-        The best linear guess from the state, and on top of it the output, as large as that guess's error. Both have a
-        say in the differences between the sources alone: their sum is the mixture.
-
         Args:
-            output: [batch, n, samples].
-            mixture: [batch, samples].
+            guess: of `guess`.
+            output: [batch, n, samples]; comes on top, as large as the guess's error. Has a say in the differences
+                between the sources alone.
         """
         known = self.known(t)
-        skip = known / (1.0 + known) / self.decay(t)
         gain = ops.sqrt(known / (1.0 + known) * self.variances(t)[1]) / self.decay(t)
-        return self.mixture_mean(mixture) + self.spread(wide(skip) * x + wide(gain) * level * output, 0.0, 1.0)
+        return guess + self.spread(wide(gain) * level * output, 0.0, 1.0)
 
     def score_of_estimate(self, x, t, estimate, level=1.0):
         """The score at (x, t) if the sources were known: the inverse of `estimate`."""

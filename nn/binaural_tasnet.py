@@ -233,7 +233,7 @@ def training_pool(talkers):
     return binaural_dataset.binaural_pool(FLAGS.corpus_folder, utterances, bank, rate, talkers, noise)
 
 
-class TrainingData:
+class TrainingData(train.DrawnData):
     """Training and validation batches that the flags describe.
 
     Args:
@@ -260,7 +260,6 @@ class TrainingData:
             drop_bands=FLAGS.wavedrop,
             parity=FLAGS.parity,
         )
-        self.pool = self.training = None
         if FLAGS.dynamic_mixing:
             if not FLAGS.corpus_folder or not self.segment:
                 raise UserError("--dynamic_mixing needs --corpus_folder, and --segment_seconds above 0")
@@ -290,17 +289,6 @@ class TrainingData:
     def validation_batches(self, share=dataset.Share()):
         """Every validation mixture alone."""
         return binaural_dataset.evaluation_batches(self.validation, share=share)
-
-    def names_of(self, epoch, indices):
-        """Names of the mixtures that have these indices in the batches of an epoch."""
-        if self.pool is not None:
-            return [f"dynamic mixture {index + 1} of epoch {epoch + 1}" for index in indices]
-        return [self.training.names[index] for index in indices]
-
-    def check(self):
-        """Looks at the headers of all files again. Raises UserError."""
-        self.validation.check()
-        (self.training or self.pool).check()
 
 
 def require_length(mixtures, model):

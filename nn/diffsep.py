@@ -22,6 +22,7 @@ from feat.binaural_mix import ascending, find_noise
 from feat.binaural_sets import divide_talkers
 from feat.files import UserError, run_script
 from feat.noises import write_recordings
+from feat.talkers import TABLES, find_genders, read_genders
 from models import losses, ncsnpp
 from models.cdiffuse import STEPS, CDiffuse
 from models.diffusion_losses import ORDERS, WEIGHTS, ScoreMatching
@@ -80,21 +81,30 @@ NUMBERS = ("ch_mult", "attn_resolutions", "fir_kernel")  # lists of integers
 # Flags' values; those of config/model/default and config/datamodule/default are the flags' defaults.
 _REFERENCE = dict(ema_decay=0.999, clip_norm=5.0, batch_per_device=True, cv_utterances=0, keep_checkpoints=20, log_steps=10)
 _SMALL = dict(
-    ema_decay=0.999,
+    init_hack_p=0.8,
+    predicts="sources",
+    loss_weight="error",
+    scale_by_sigma=False,
+    masks=True,
+    ema_decay=0.0,
     clip_norm=5.0,
     n_fft=254,
-    nf=32,
+    nf=16,
     ch_mult=["1", "1", "2", "2"],
     num_res_blocks=1,
     attn_resolutions=[],
     spec_factor=0.15,
     frame_multiple=8,
-    epoch=20,
-    batch_size=8,
+    learning_rate=1e-3,
+    lr_schedule="cosine",
+    batch_size=4,
     accumulate=1,
     segment_seconds=2.0,
     cv_utterances=16,
     val_batch_size=8,
+    val_steps=1,
+    steps=1,
+    solver="first",
     keep_checkpoints=3,
 )
 PRESETS = {
@@ -128,45 +138,9 @@ PRESETS = {
         val_segment_seconds=3.0,
     ),
     "cdiffuse": _REFERENCE | dict(backbone="cdiffuse", batch_size=4, accumulate=8, val_batch_size=4),
-    "small": _SMALL
-    | dict(
-        init_hack=5,
-        init_hack_p=0.8,
-        predicts="sources",
-        loss_weight="error",
-        scale_by_sigma=False,
-        masks=True,
-        nf=16,
-        ema_decay=0.0,
-        learning_rate=3e-3,
-        lr_schedule="cosine",
-        epoch=4,
-        batch_size=4,
-        epoch_mixtures=1000,
-        val_steps=1,
-        steps=1,
-        solver="first",
-    ),
+    "small": _SMALL | dict(init_hack=5, epoch=6, epoch_mixtures=800),
     "small-enhancement": _SMALL
-    | dict(
-        task="enhancement",
-        sde="PriorMixSDE",
-        train_source_order="none",
-        init_hack=4,
-        init_hack_p=0.3,
-        predicts="sources",
-        loss_weight="error",
-        scale_by_sigma=False,
-        nf=16,
-        ema_decay=0.0,
-        learning_rate=2e-3,
-        lr_schedule="cosine",
-        epoch=4,
-        epoch_mixtures=1000,
-        val_steps=1,
-        steps=1,
-        solver="first",
-    ),
+    | dict(task="enhancement", sde="PriorMixSDE", train_source_order="none", init_hack=4, epoch=5, epoch_mixtures=500),
 }
 
 
@@ -279,6 +253,10 @@ def define_flags():
     flags.DEFINE_string("noise_folder", "", "noise of --dynamic_mixing: DEMAND, or any recordings; default: made")
     flags.DEFINE_list("snr_db", ["0", "15"], "of --dynamic_mixing: dB of speech over noise, range")
     flags.DEFINE_integer("epoch_mixtures", 20000, "mixtures in an epoch of --dynamic_mixing", lower_bound=1)
+    flags.DEFINE_integer(
+        "both_genders_epochs", 0, "the first epochs of --dynamic_mixing have a man and a woman in every mixture, who are"
+        " easier to tell apart, by the table of the corpus", lower_bound=0,
+    )  # fmt: skip
     flags.DEFINE_bool("batch_per_device", False, "--batch_size is that of a device")
     flags.DEFINE_float("t_rev_init", 0.03, "how long before 1 --init_hack 1, 2 and 3 begin", 0.0, 1.0)
     flags.DEFINE_enum("time_sampling_strategy", "uniform", TIME_SAMPLING, "times of training")
@@ -452,7 +430,7 @@ def make_matching(sde):
         raise UserError(f"--init_hack {FLAGS.init_hack}: {error}") from error
 
 
-class TrainingData:
+class TrainingData(train.DrawnData):
     """Training and validation batches that the flags describe.
 
     Attributes:
@@ -470,7 +448,6 @@ class TrainingData:
         self.batch_size = batch_size
         self.segment = round(FLAGS.segment_seconds * FLAGS.sample_rate)
         self.val_segment = round(FLAGS.val_segment_seconds * FLAGS.sample_rate)
-        self.pool = self.training = None
         if FLAGS.dynamic_mixing:
             self.pool = self._make_pool()
             self.examples = FLAGS.epoch_mixtures
@@ -498,8 +475,14 @@ class TrainingData:
             # Where feat/vctk_demand.py has it too; that of the test set is another.
             folder = os.path.join(FLAGS.vctk_demand, "made_noise", "train")
             noises = write_recordings(folder, speech, rate, FLAGS.seed)
-        talkers = 1 if enhancement else FLAGS.n_speakers
-        return diffsep_dataset.mixing_pool(FLAGS.corpus_folder, utterances, rate, talkers, noises)
+        talkers, genders = 1 if enhancement else FLAGS.n_speakers, None
+        if FLAGS.both_genders_epochs:
+            table = find_genders(FLAGS.corpus_folder)
+            if talkers != 2 or not table:
+                why = f"{FLAGS.corpus_folder} has no {' or '.join(TABLES)}" if talkers == 2 else "is for two talkers"
+                raise UserError(f"--both_genders_epochs {FLAGS.both_genders_epochs}: {why}; leave it at 0")
+            genders = read_genders(table)
+        return diffsep_dataset.mixing_pool(FLAGS.corpus_folder, utterances, rate, talkers, noises, genders)
 
     def training_batches(self, epoch, skip=0, share=dataset.Share()):
         """Pieces of the batches of an epoch, the first `skip` left out."""
@@ -507,8 +490,9 @@ class TrainingData:
         if self.pool is not None:
             batches = self.examples // self.batch_size
             return diffsep_dataset.mixed_batches(
-                self.pool, self.batch_size, batches, self.segment, snr_db=self.snr_db, **options
-            )
+                self.pool, self.batch_size, batches, self.segment, snr_db=self.snr_db,
+                both_genders=epoch < FLAGS.both_genders_epochs, **options,
+            )  # fmt: skip
         return diffsep_dataset.training_batches(
             self.training, self.batch_size, segment_samples=self.segment, shuffle_noise=FLAGS.shuffle_noise,
             parity=FLAGS.parity, **options,
@@ -519,17 +503,6 @@ class TrainingData:
         return diffsep_dataset.evaluation_batches(
             self.validation, segment_samples=self.val_segment, seed=FLAGS.seed, share=share
         )
-
-    def names_of(self, epoch, indices):
-        """Names of the mixtures that have these indices in the batches of an epoch."""
-        if self.pool is not None:
-            return [f"dynamic mixture {index + 1} of epoch {epoch + 1}" for index in indices]
-        return [self.training.names[index] for index in indices]
-
-    def check(self):
-        """Looks at the headers of all files again. Raises UserError."""
-        self.validation.check()
-        (self.training or self.pool).check()
 
 
 # Training -----------------------------------------------------------------------------------------

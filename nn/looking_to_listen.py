@@ -235,7 +235,7 @@ def read_rows(table):
     return audio_visual_dataset.read_table(os.path.join(FLAGS.data_folder, table))
 
 
-class TrainingData:
+class TrainingData(train.DrawnData):
     """Training and validation batches that the flags describe.
 
     Args:
@@ -250,7 +250,6 @@ class TrainingData:
         if model.fixed and self.samples != CLIP_SECONDS * SAMPLE_RATE:
             raise UserError(f"--segment_seconds {FLAGS.segment_seconds}: this network takes {CLIP_SECONDS} s alone")
         rows = read_rows(FLAGS.train_table)
-        self.pool = self.training = None
         if FLAGS.dynamic_mixing:
             noises = find_noise(FLAGS.noise_folder, FLAGS.seed)["tr"] if FLAGS.noise_folder else []
             talkers = FLAGS.talkers or max(2, model.faces)
@@ -293,17 +292,6 @@ class TrainingData:
     def validation_batches(self, share=dataset.Share()):
         """Every validation mixture alone."""
         return audio_visual_dataset.evaluation_batches(self.validation, share)
-
-    def names_of(self, epoch, indices):
-        """Names of the mixtures that have these indices in the batches of an epoch."""
-        if self.pool is not None:
-            return [f"dynamic mixture {index + 1} of epoch {epoch + 1}" for index in indices]
-        return [self.training.names[index] for index in indices]
-
-    def check(self):
-        """Looks at all files again. Raises UserError."""
-        self.validation.check()
-        (self.training or self.pool).check()
 
 
 # Training -----------------------------------------------------------------------------------------

@@ -88,6 +88,29 @@ class Task:
     validate_epochs: int = 1
 
 
+class DrawnData:
+    """What the data of most systems have in common.
+
+    Attributes:
+        training: mixtures on disk; or None, and then
+        pool: recordings that are mixed anew in every epoch.
+        validation: mixtures on disk.
+    """
+
+    training = pool = validation = None
+
+    def names_of(self, epoch, indices):
+        """Names of the mixtures that have these indices in the batches of an epoch."""
+        if self.pool is not None:
+            return [f"dynamic mixture {index + 1} of epoch {epoch + 1}" for index in indices]
+        return [self.training.names[index] for index in indices]
+
+    def check(self):
+        """Looks at the headers of all files again. Raises UserError."""
+        self.validation.check()
+        (self.training or self.pool).check()
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
     """How to train.

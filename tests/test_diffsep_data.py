@@ -1,6 +1,7 @@
 """Data, scores, evaluation and long recordings of diffusion separation."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -164,6 +165,21 @@ def test_dynamic_mixtures_add_up_at_the_levels_that_were_drawn(inside):
             if talkers == 1:
                 power = np.mean(batch["sources"] ** 2, axis=-1)
                 np.testing.assert_allclose(10 * np.log10(power[:, 0] / power[:, 1]), 5, atol=0.1)
+
+
+def test_the_first_mixtures_have_a_man_and_a_woman(inside):
+    utterances = {t: [f"{t}/{t}_0.wav"] for t in ("t0", "t1")}
+    genders = {"t0": "male", "t1": "female"}
+    with pytest.raises(UserError, match="need some of both"):
+        diffsep_dataset.mixing_pool("talkers/tr", utterances, RATE, genders={"t0": "male"})
+    pool = diffsep_dataset.mixing_pool("talkers/tr", utterances, RATE, genders=genders)
+    crowd = dataclasses.replace(
+        pool, first=np.arange(6), counts=np.ones(6, int), genders=np.array(["male", "", "female", "male", "male", "female"])
+    )
+    pairs = diffsep_dataset.draw_talkers(crowd, 200, np.random.default_rng(0), both_genders=True)
+    assert set(map(tuple, pairs)) == {(m, w) for m in (0, 3, 4) for w in (2, 5)} | {
+        (w, m) for m in (0, 3, 4) for w in (2, 5)
+    }
 
 
 # Scores -------------------------------------------------------------------------------------------

@@ -193,8 +193,8 @@ def test_what_a_network_is_to_give_has_a_power_of_one_at_any_time(process):
     level = sde.level(mixture)
     t = tf.constant([0.03, 0.3, 0.7, 1.0])
     x = sde.mean(sources, t) + sde.multiply_deviation(t, tf.random.stateless_normal(sources.shape, (1, 2)), level)
-    guess = sde.estimate_of_output(x, t, tf.zeros_like(x), mixture, level)
-    gain = sde.estimate_of_output(x, t, tf.constant([[[2.0], [-1.0], [-1.0]]]), mixture, level)[:, 0] - guess[:, 0]
+    guess = sde.guess(x, t, mixture)
+    gain = sde.estimate_of_output(guess, t, tf.constant([[[2.0], [-1.0], [-1.0]]]), level)[:, 0] - guess[:, 0]
     wanted = 2.0 * (sources[:, :1] - guess[:, :1]) / gain[:, None]
     # Of the three directions of a state, two are of differences.
     np.testing.assert_allclose(1.5 * tf.reduce_mean(tf.square(wanted), axis=(1, 2)), 1.0, rtol=0.12)
