@@ -97,6 +97,7 @@ _SMALL = dict(
     frame_multiple=8,
     learning_rate=1e-3,
     lr_schedule="cosine",
+    warmup_steps=20,  # a slow start stays where both sources are half the mixture
     batch_size=4,
     accumulate=1,
     segment_seconds=2.0,
