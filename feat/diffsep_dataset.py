@@ -421,11 +421,11 @@ def mixing_pool(corpus_folder, utterances, sample_rate, talkers=2, noises=(), ge
 
 
 def draw_talkers(pool, count, generator, both_genders=False):
-    """[count, talkers] different talkers; `both_genders`: a man and a woman, in either order."""
+    """[count, talkers] different talkers; `both_genders`: a man and a woman."""
     if both_genders:
-        men, women = (np.flatnonzero(pool.genders == gender) for gender in ("male", "female"))
-        pairs = np.stack([generator.choice(men, count), generator.choice(women, count)], axis=1)
-        return generator.permuted(pairs, axis=1)
+        return np.stack(
+            [generator.choice(np.flatnonzero(pool.genders == gender), count) for gender in ("male", "female")], axis=1
+        )
     rows = [
         np.argsort(generator.random((min(4096, count - begin), len(pool.first))), axis=1)[:, : pool.talkers]
         for begin in range(0, count, 4096)
@@ -469,6 +469,8 @@ def mixed_batches(
         batch_size: of the global batch.
         batches: batches in an epoch.
         segment_samples: samples of every mixture.
+        both_genders: every mixture has a man and a woman. With a pool that knows genders, batches say in "ordered" for
+            every mixture whether it is so.
     """
     count = batches * batch_size
     drawn = draw_pieces(pool, count, segment_samples, seed, epoch, gain_db, snr_db, both_genders)
@@ -485,7 +487,8 @@ def mixed_batches(
         mixture = tf.add_n(sources)
         signals = tf.stack([mixture, *sources])
         signals *= 0.9 / tf.maximum(tf.reduce_max(tf.abs(signals)), 1e-6)
-        return {"mixture": signals[0], "sources": signals[1:], "samples": segment_samples, "index": index}
+        ordered = {} if pool.genders is None else {"ordered": both_genders}
+        return {"mixture": signals[0], "sources": signals[1:], "samples": segment_samples, "index": index} | ordered
 
     arrays = [array.reshape(batches, batch_size, *array.shape[1:]) for array in (np.arange(count), *drawn)]
     return pieces(arrays, mix, share, skip)

@@ -114,7 +114,7 @@ class ScoreMatching:
         order = ops.cast(ops.argsort(order, axis=-1), "int32")
         return {"time": time, "noise": ops.transpose(noise, (0, 2, 1)), "branch": branch, "order": order}
 
-    def __call__(self, score, mixture, sources, draws):
+    def __call__(self, score, mixture, sources, draws, ordered=None):
         """Loss of every example, [batch].
 
         Args:
@@ -122,6 +122,7 @@ class ScoreMatching:
             mixture: normalised, [batch, samples].
             sources: in the mixture's measure, [batch, n, samples].
             draws: of `draw`.
+            ordered: bool [batch]: the network is to learn the order that the sources come in; or None, nowhere.
         """
         sde, z = self.sde, draws["noise"]
         level = sde.level(mixture)
@@ -129,7 +130,7 @@ class ScoreMatching:
         branch = draws["branch"] < self.probability
         if self.init_hack >= 4:
             t = ops.where(branch, 1.0, t)
-        sources = self._in_order(sources, draws["order"])
+        sources = self._in_order(sources, draws["order"], ordered)
         mean = sde.mean(sources, t)
         to_mixture = sde.mixture_mean(mixture) - mean
         moved = self._moved(t, branch)
@@ -140,33 +141,36 @@ class ScoreMatching:
             if self.init_hack != 2:
                 target = z + wide(moved) * sde.divide_deviation(t, to_mixture, level)
         found = sde.multiply_deviation(t, score(x, t), level)
-        losses = self._of_residual(found, target, z, t, level, sources, branch)
+        losses = self._of_residual(found, target, z, t, level, sources, branch, ordered)
         return losses if self.weight == "noise" else losses * (1.0 + 1.0 / sde.known(t))
 
-    def _of_residual(self, found, target, z, t, level, sources, branch):
+    def _of_residual(self, found, target, z, t, level, sources, branch, given):
         """Loss of L S, [batch], under the orders of the sources that are free."""
         at_mixture, residual = self.init_hack >= 5, found + target
         plain = _mean_square(residual)
         if not at_mixture and self.source_order != "pit":
             return plain
         ordered = self._any_order(residual, sources, t, level)
+        free = True if given is None else ops.logical_not(given)
         if self.init_hack == 7:
-            return ordered
+            return ordered if given is None else ops.where(free, ordered, plain)
         alike = self._alike(sources, self.sde.multiply_deviation(t, z, level), t) if self._by_threshold else False
         if self.parity and self._by_threshold:
             # At the mixture the reference has the sign right.
             ordered = ops.where(branch & at_mixture, ordered, self._any_order(found + z, sources, t, level, -1.0))
-        return ops.where((branch & at_mixture) | alike, ordered, plain)
+        return ops.where(((branch & at_mixture) | alike) & free, ordered, plain)
 
     @property
     def _by_threshold(self):
         return self.init_hack == 6 or (self.init_hack == 0 and self.source_order == "pit")
 
-    def _in_order(self, sources, order):
+    def _in_order(self, sources, order, given):
         if self.init_hack < 5 and self.source_order == "power":
             order = ops.argsort(ops.var(sources, axis=2), axis=1)
         elif self.init_hack < 5 and self.source_order == "none":
             return sources
+        if given is not None:
+            order = ops.where(ops.expand_dims(given, 1), ops.arange(self.sde.sources, dtype=order.dtype), order)
         return ops.take_along_axis(sources, ops.expand_dims(order, 2), axis=1)
 
     def _moved(self, t, branch):

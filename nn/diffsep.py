@@ -97,7 +97,6 @@ _SMALL = dict(
     frame_multiple=8,
     learning_rate=1e-3,
     lr_schedule="cosine",
-    warmup_steps=20,  # a slow start stays where both sources are half the mixture
     batch_size=4,
     accumulate=1,
     segment_seconds=2.0,
@@ -167,15 +166,15 @@ class ScoreTraining:
         """(loss [batch], {}).
 
         Args:
-            batch: "mixture" [batch, samples], "sources" [batch, sources, samples], "index" [batch]. Validation draws
-                the same for an example every time.
+            batch: "mixture" [batch, samples], "sources" [batch, sources, samples], "index" [batch], and perhaps
+                "ordered" [batch], see ScoreMatching. Validation draws the same for an example every time.
         """
         mixture, sources, _ = normalise(batch["mixture"], batch["sources"])
         keys = tf.cast(batch["index"], tf.int32) + self.first_key
         step = tf.cast(self.steps, tf.int32) + 1 if training else 0
         draws = self.matching.draw(keys, step, tf.shape(sources)[2])
         score = score_of(self.model, self.matching.sde, mixture, self.predicts, training)
-        return self.matching(score, mixture, sources, draws), {}
+        return self.matching(score, mixture, sources, draws, batch.get("ordered")), {}
 
 
 class ValidationSeparation:
@@ -255,8 +254,8 @@ def define_flags():
     flags.DEFINE_list("snr_db", ["0", "15"], "of --dynamic_mixing: dB of speech over noise, range")
     flags.DEFINE_integer("epoch_mixtures", 20000, "mixtures in an epoch of --dynamic_mixing", lower_bound=1)
     flags.DEFINE_integer(
-        "both_genders_epochs", 0, "the first epochs of --dynamic_mixing have a man and a woman in every mixture, who are"
-        " easier to tell apart, by the table of the corpus", lower_bound=0,
+        "both_genders_epochs", 0, "the first epochs of --dynamic_mixing have a man and a woman in every mixture, in this"
+        " order, which is learnt fast, by the table of the corpus", lower_bound=0,
     )  # fmt: skip
     flags.DEFINE_bool("batch_per_device", False, "--batch_size is that of a device")
     flags.DEFINE_float("t_rev_init", 0.03, "how long before 1 --init_hack 1, 2 and 3 begin", 0.0, 1.0)

@@ -177,9 +177,10 @@ def test_the_first_mixtures_have_a_man_and_a_woman(inside):
         pool, first=np.arange(6), counts=np.ones(6, int), genders=np.array(["male", "", "female", "male", "male", "female"])
     )
     pairs = diffsep_dataset.draw_talkers(crowd, 200, np.random.default_rng(0), both_genders=True)
-    assert set(map(tuple, pairs)) == {(m, w) for m in (0, 3, 4) for w in (2, 5)} | {
-        (w, m) for m in (0, 3, 4) for w in (2, 5)
-    }
+    assert set(map(tuple, pairs)) == {(m, w) for m in (0, 3, 4) for w in (2, 5)}
+    for both in (True, False):
+        (batch,) = speech.listed(diffsep_dataset.mixed_batches(pool, 2, 1, 6000, seed=1, epoch=0, both_genders=both))
+        assert np.all(batch["ordered"] == both)
 
 
 # Scores -------------------------------------------------------------------------------------------

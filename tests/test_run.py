@@ -20,7 +20,8 @@ def repository(tmp_path_factory):
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    shutil.copy(speech.ROOT / "setup.py", folder / ".venv/installed_corpus")
+    for extras in ("corpus", "corpus,faces"):
+        shutil.copy(speech.ROOT / "setup.py", folder / f".venv/installed_{extras}")
     return folder
 
 
@@ -62,6 +63,18 @@ def test_binaural(repository):
     for what in ("TensorBoard logs", "scores"):
         assert any((repository / said[what]).iterdir())
     assert "SNRi (dB)" in done.stdout and "Delta ITD (us)" in done.stdout
+
+
+def test_looking_to_listen(repository):
+    sizes = {"tr_talkers": 2, "cv_talkers": 2, "tt_talkers": 2, "segments": 1, "train_mixtures": 1, "val_mixtures": 1}
+    sizes |= {"test_mixtures": 1, "n_channels": 2, "n_last_channels": 2, "n_video_channels": 2, "n_lstm_units": 2}
+    sizes |= {"n_units": 4, "epoch": 1, "epoch_mixtures": 4, "segment_seconds": 0.5, "num_workers": 1, "pictures": 0}
+    done = run(repository, "looking_to_listen", "--exp_name", "seen", **sizes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "faces exchanged" in done.stdout
+    assert len(list((repository / "exp/seen/output_test").rglob("*.wav"))) >= 2
+    assert len(list((repository / "exp/seen/conversation").glob("*.mp4"))) == 2
+    assert any((repository / "exp/seen/models/test/tensorboard").iterdir())
 
 
 def test_diffsep(repository):
