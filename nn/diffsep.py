@@ -254,8 +254,8 @@ def define_flags():
     flags.DEFINE_list("snr_db", ["0", "15"], "of --dynamic_mixing: dB of speech over noise, range")
     flags.DEFINE_integer("epoch_mixtures", 20000, "mixtures in an epoch of --dynamic_mixing", lower_bound=1)
     flags.DEFINE_integer(
-        "both_genders_epochs", 0, "the first epochs of --dynamic_mixing have a man and a woman in every mixture, in this"
-        " order, which is learnt fast, by the table of the corpus", lower_bound=0,
+        "both_genders_epochs", 0, "the first epochs of --dynamic_mixing have a man and a woman in every mixture, whose"
+        " order is given and learnt fast, by the table of the corpus", lower_bound=0,
     )  # fmt: skip
     flags.DEFINE_bool("batch_per_device", False, "--batch_size is that of a device")
     flags.DEFINE_float("t_rev_init", 0.03, "how long before 1 --init_hack 1, 2 and 3 begin", 0.0, 1.0)
