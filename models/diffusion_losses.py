@@ -164,7 +164,7 @@ class ScoreMatching:
     def _by_threshold(self):
         return self.init_hack == 6 or (self.init_hack == 0 and self.source_order == "pit")
 
-    def _in_order(self, sources, order, given):
+    def _in_order(self, sources, order, given=None):
         if self.init_hack < 5 and self.source_order == "power":
             order = ops.argsort(ops.var(sources, axis=2), axis=1)
         elif self.init_hack < 5 and self.source_order == "none":
