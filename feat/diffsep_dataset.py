@@ -23,7 +23,7 @@ import tensorflow as tf
 from feat.audio import read_resampled
 from feat.dataset import Share, batches_in_order, checked, epoch_order, pieces
 from feat.files import UserError
-from feat.lists import mixture_folder
+from feat.lists import mixture_folder, plain_talker
 from feat.triplet_dataset import Files, audio_files
 from feat.vctk_demand import NOISY_FOLDERS
 
@@ -410,7 +410,7 @@ def mixing_pool(corpus_folder, utterances, sample_rate, talkers=2, noises=(), ge
         raise UserError(f"{corpus_folder}: {len(utterances)} talkers, dynamic mixing needs {talkers}")
     everybody = sorted(utterances)
     if genders is not None:
-        genders = np.array([genders.get(talker.replace("_", "-"), "") for talker in everybody])
+        genders = np.array([genders.get(plain_talker(talker), "") for talker in everybody])
         if not {"male", "female"} <= set(genders):
             raise UserError(f"{corpus_folder}: mixtures of a man and a woman need some of both in the table of talkers")
     counts = np.array([len(utterances[talker]) for talker in everybody], np.int64)

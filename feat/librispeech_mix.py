@@ -31,6 +31,7 @@ from absl import flags
 
 from feat.audio import read_resampled, wav_info, write_pcm16
 from feat.files import UserError, make_writable_directory, require_free_bytes, run_script, write_text
+from feat.lists import plain_talker
 from feat.mixture_tree import BYTES_PER_SAMPLE, claim_folder
 from feat.parallel import parallel_map
 from feat.triplet_mixing import (
@@ -211,7 +212,7 @@ def rebuild(row, corpus_folder, sample_rate):
 
 def _jobs(corpus, files):
     """[_Job] of every number."""
-    if len({_plain(speaker) for speaker in files}) < len(files):
+    if len({plain_talker(speaker) for speaker in files}) < len(files):
         raise UserError(f"{corpus.corpus_folder}: talkers' folders differ in - and _ alone; rename some")
     if not corpus.mixing.parity:
         return [_Job(number) for number in range(corpus.nfiles)]
@@ -227,11 +228,6 @@ def _draws(corpus, job, files):
         return
     for attempt in range(ATTEMPTS):
         yield draw_triplet(files, corpus.snr_levels, corpus.seed, job.number, attempt)
-
-
-def _plain(speaker):
-    """Talker as file names have it, whose parts are separated by underscores."""
-    return speaker.replace("_", "-")
 
 
 def _record_path(corpus, number):
@@ -361,7 +357,7 @@ def _make(corpus, job):
 def _row(corpus, number, attempt, draw: Draw, snr_db, segment, mixed, reference):
     """What the manifest says of one mixture."""
     return {
-        "name": part_stem(_plain(draw.target_speaker), _plain(draw.noise_speaker), number, segment),
+        "name": part_stem(plain_talker(draw.target_speaker), plain_talker(draw.noise_speaker), number, segment),
         "triplet": number,
         "segment": segment,
         "seed": corpus.seed,

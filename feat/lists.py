@@ -147,6 +147,11 @@ def parts_of_name(name, talkers):
     return list(match.groups())
 
 
+def plain_talker(talker):
+    """Talker as names of mixtures and triplets have it, whose parts are separated by underscores."""
+    return talker.replace("_", "-")
+
+
 def talker_of(utterance):
     """Talker of an utterance: what stands before the first "_" or "-"; in WSJ0 names the first three letters."""
     if re.fullmatch(r"\w{8}", utterance) and "_" not in utterance:

@@ -4,7 +4,7 @@ import os
 import re
 
 from feat.files import UserError
-from feat.lists import parts_of_name, talker_of
+from feat.lists import parts_of_name, plain_talker, talker_of
 from feat.triplets import talkers_of_triplet
 
 GENDERS = {"m": "male", "male": "male", "f": "female", "female": "female"}
@@ -27,7 +27,7 @@ def read_genders(path):
                 talker, *fields = [field for field in re.split(r"[|\s]+", line.strip()) if field] or [""]
                 found = [GENDERS[field.lower()] for field in fields if field.lower() in GENDERS]
                 if found and not talker.startswith(";"):
-                    genders[talker.replace("_", "-")] = found[0]
+                    genders[plain_talker(talker)] = found[0]
     except OSError as error:
         raise UserError(f"{path}: no table can be read there ({error.strerror}); check the path") from error
     if not genders:
@@ -54,7 +54,7 @@ def talkers_of_mixture(name, talkers):
     """
     if talkers == 1:
         return talkers_of_triplet(name)
-    return tuple(talker_of(part).replace("_", "-") for part in parts_of_name(name, talkers))
+    return tuple(plain_talker(talker_of(part)) for part in parts_of_name(name, talkers))
 
 
 def gender_labels(name, talkers, genders):

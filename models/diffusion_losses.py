@@ -151,14 +151,15 @@ class ScoreMatching:
         if not at_mixture and self.source_order != "pit":
             return plain
         ordered = self._any_order(residual, sources, t, level)
-        free = True if given is None else ops.logical_not(given)
-        if self.init_hack == 7:
-            return ordered if given is None else ops.where(free, ordered, plain)
-        alike = self._alike(sources, self.sde.multiply_deviation(t, z, level), t) if self._by_threshold else False
-        if self.parity and self._by_threshold:
-            # At the mixture the reference has the sign right.
-            ordered = ops.where(branch & at_mixture, ordered, self._any_order(found + z, sources, t, level, -1.0))
-        return ops.where(((branch & at_mixture) | alike) & free, ordered, plain)
+        free = (branch & at_mixture) | (self.init_hack == 7)
+        if self._by_threshold:
+            if self.parity:
+                # At the mixture the reference has the sign right.
+                ordered = ops.where(free, ordered, self._any_order(found + z, sources, t, level, -1.0))
+            free = free | self._alike(sources, self.sde.multiply_deviation(t, z, level), t)
+        if given is not None:
+            free = free & ~given
+        return ops.where(free, ordered, plain)
 
     @property
     def _by_threshold(self):

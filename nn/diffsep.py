@@ -475,14 +475,18 @@ class TrainingData(train.DrawnData):
             # Where feat/vctk_demand.py has it too; that of the test set is another.
             folder = os.path.join(FLAGS.vctk_demand, "made_noise", "train")
             noises = write_recordings(folder, speech, rate, FLAGS.seed)
-        talkers, genders = 1 if enhancement else FLAGS.n_speakers, None
-        if FLAGS.both_genders_epochs:
-            table = find_genders(FLAGS.corpus_folder)
-            if talkers != 2 or not table:
-                why = f"{FLAGS.corpus_folder} has no {' or '.join(TABLES)}" if talkers == 2 else "is for two talkers"
-                raise UserError(f"--both_genders_epochs {FLAGS.both_genders_epochs}: {why}; leave it at 0")
-            genders = read_genders(table)
+        talkers = 1 if enhancement else FLAGS.n_speakers
+        genders = self._genders(talkers) if FLAGS.both_genders_epochs else None
         return diffsep_dataset.mixing_pool(FLAGS.corpus_folder, utterances, rate, talkers, noises, genders)
+
+    def _genders(self, talkers):
+        given = f"--both_genders_epochs {FLAGS.both_genders_epochs}"
+        if talkers != 2:
+            raise UserError(f"{given}: is for two talkers; leave it at 0")
+        table = find_genders(FLAGS.corpus_folder)
+        if not table:
+            raise UserError(f"{given}: {FLAGS.corpus_folder} has no {' or '.join(TABLES)}; leave it at 0")
+        return read_genders(table)
 
     def training_batches(self, epoch, skip=0, share=dataset.Share()):
         """Pieces of the batches of an epoch, the first `skip` left out."""
