@@ -24,6 +24,7 @@ from feat import cache
 from feat.audio import read_mono
 from feat.feat_gen import FeatureSettings, mixture_length
 from feat.files import UserError, brief
+from feat.graph import plain
 from feat.lists import parts_of_name, talker_of
 from feat.parallel import parallel_map
 from feat.stft import num_frames, num_samples, sqrt_hann
@@ -303,7 +304,7 @@ def pieces(arrays, read, share, skip=0):
         read: one value of each array -> example.
     """
     arrays = [array[skip:].astype(np.int32) if array.dtype == np.int64 else array[skip:] for array in arrays]
-    examples = tf.data.Dataset.from_tensor_slices(tuple(map(share.examples, arrays))).map(read, tf.data.AUTOTUNE)
+    examples = tf.data.Dataset.from_tensor_slices(tuple(map(share.examples, arrays))).map(plain(read), tf.data.AUTOTUNE)
     batches = examples.batch(share.piece_size(arrays[0].shape[1]), drop_remainder=True).prefetch(tf.data.AUTOTUNE)
     # The thread that tunes sleeps for up to a minute, and the end of an iterator waits for it (TensorFlow 2.21).
     options = tf.data.Options()

@@ -16,6 +16,7 @@ import tensorflow as tf
 from feat import postprocess
 from feat.audio import read_mono, resample, wav_info, write_pcm16
 from feat.files import UserError, make_writable_directory
+from feat.graph import compiled
 from models.compressed_spectra import HOP, SAMPLE_RATE
 from models.looking_to_listen import FRAMES_PER_IMAGE, LookingToListen
 from nn import checkpoint
@@ -74,9 +75,9 @@ class AudioVisualSeparator:
             tf.TensorSpec([1, None], tf.float32),
             tf.TensorSpec([1, model.faces, None, model.embedding_dim], tf.float32),
         ]
-        self._spectra = tf.function(self._forward, input_signature=spec)
+        self._spectra = compiled(self._forward, *spec)
         free = tf.TensorSpec([1, model.faces, None, model.bins, 2], tf.float32)
-        self._waves = tf.function(lambda spectra: model.synthesise(spectra)[0], input_signature=[free])
+        self._waves = compiled(lambda spectra: model.synthesise(spectra)[0], free)
 
     def _forward(self, mixture, embeddings):
         spectrum, _, peak = self.model.analyse(mixture)

@@ -35,6 +35,7 @@ from feat import binaural_dataset, dataset, triplet_dataset, triplets
 from feat.audio import write_pcm16
 from feat.feat_gen import compute_features, generate, settings_from_flags
 from feat.files import UserError, run_script, write_text
+from feat.graph import compiled
 from feat.stft import num_frames, num_samples, sqrt_hann
 from models.cdiffuse import CDiffuse
 from models.compressed_spectra import SAMPLE_RATE as AUDIO_VISUAL_RATE
@@ -253,14 +254,11 @@ def measure_cost(system, settings, batch_size, seconds, repeats):
         inputs = inputs_of(batch)
         return model(**inputs) if system in SCORES else model(inputs)
 
-    forward = tf.function(run, input_signature=[spec])
+    forward = compiled(run, spec)
     forward_cpu, forward_wall = time_calls(lambda: tf.nest.flatten(forward(batch))[0].numpy(), repeats)
     extraction = {}
     if system == "spex_plus":
-        extract = tf.function(
-            lambda batch: model.extract(batch["mixture"], model.embed(batch["enrolment"]))["short"],
-            input_signature=[spec],
-        )
+        extract = compiled(lambda batch: model.extract(batch["mixture"], model.embed(batch["enrolment"]))["short"], spec)
         extraction["extraction_cpu_s"], _ = time_calls(lambda: extract(batch).numpy(), repeats)
     if system == "looking_to_listen":  # whose training batches all have one length
         spec = {key: tf.TensorSpec(value.shape, value.dtype) for key, value in batch.items()}

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from feat.files import UserError
+from feat.graph import compiled
 from models.mimo_tasnet import EARS, MimoTasnet
 from models.streaming_mimo_tasnet import StreamingBinaural
 from nn import checkpoint
@@ -40,8 +41,8 @@ class Binaural:
         self.hop_size = self.model.hop
         self.talkers = self.model.talkers
         self.causal = self.model.causal and self.model.settings["norm"] != "global"
-        spec = [tf.TensorSpec([1, None, len(EARS)], tf.float32)]
-        self._separate = tf.function(lambda mixture: self.model(mixture), input_signature=spec)
+        spec = tf.TensorSpec([1, None, len(EARS)], tf.float32)
+        self._separate = compiled(lambda mixture: self.model(mixture), spec)
 
     def frames(self, samples):
         """Of a recording with silence behind it, so that all of it lies in whole windows."""

@@ -26,6 +26,7 @@ from feat.augment import Augmentation
 from feat.binaural_mix import ascending, find_noise
 from feat.binaural_sets import set_folder, training_talkers
 from feat.files import UserError, make_writable_directory, run_script, write_text
+from feat.graph import compiled
 from feat.hrir import find_heads, split_heads
 from feat.lists import rate_folder
 from feat.noises import write_recordings
@@ -365,8 +366,8 @@ class BinauralSeparator:
 
     def __init__(self, model):
         self.model = model
-        spec = [tf.TensorSpec([1, None, 2], tf.float32)]
-        self._separate = tf.function(lambda mixture: model(mixture)[0], input_signature=spec)
+        spec = tf.TensorSpec([1, None, 2], tf.float32)
+        self._separate = compiled(lambda mixture: model(mixture)[0], spec)
 
     @classmethod
     def load(cls, source):

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from feat.files import UserError
+from feat.graph import compiled
 from models.cdiffuse import CDiffuse
 from models.diffusion_sampling import SOLVERS, ExponentialSolver, KeyedNoise, PredictorCorrector, file_key, score_of
 from models.ncsnpp import ScoreModel
@@ -192,7 +193,7 @@ class Reverse:
         self.sampler = self.sampling.sampler(self.sde, trained.t_eps)
         self.states = states
         signature = [tf.TensorSpec([None, None], tf.float32), tf.TensorSpec([None], tf.int32)]
-        self._run = tf.function(self._graph, input_signature=signature)
+        self._run = compiled(self._graph, *signature)
 
     @property
     def evaluations(self):

@@ -32,6 +32,7 @@ import tensorflow as tf
 from absl import flags
 
 from feat.files import UserError, brief, make_writable_directory, run_script, write_text
+from feat.graph import compiled
 from models.conv import portable_graphs
 from models.spex_plus import SpexPlus
 from models.waveform_separator import DeepCasaSeparator, OneRecording, TargetExtractor
@@ -254,7 +255,7 @@ def export(trained, formats, folder, seconds, tolerance):
     """
     spec = [tf.TensorSpec([None], tf.float32)] * len(trained.inputs)
     model = OneRecording(trained.separator)
-    in_keras = tf.function(model, input_signature=spec)
+    in_keras = compiled(model, *spec)
     files = {}
     free = list(zip(CHECK_SECONDS, CHECK_ENROLMENT_SECONDS))
     for name, form in formats.items():

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from feat.audio import read_blocks, resample, wav_info
 from feat.files import UserError
+from feat.graph import compiled
 from models.spex_plus import BRANCHES, SAMPLE_RATES, SpexPlus
 from models.streaming_tasnet import StreamingExtractor
 from nn import checkpoint
@@ -135,8 +136,8 @@ class Extractor:
         self.levels_db = levels_db or {}
         waveforms = tf.TensorSpec([None, None], tf.float32)
         vectors = tf.TensorSpec([None, None], tf.float32)
-        self._embed = tf.function(lambda x: model.embed(x), input_signature=[waveforms])
-        self._extract = tf.function(lambda x, v: model.extract(x, v)[BRANCHES[0]], input_signature=[waveforms, vectors])
+        self._embed = compiled(lambda x: model.embed(x), waveforms)
+        self._extract = compiled(lambda x, v: model.extract(x, v)[BRANCHES[0]], waveforms, vectors)
         self._embeddings = {}
 
     def embed(self, enrolment):

@@ -24,6 +24,7 @@ from absl import flags
 
 from feat.avspeech import embed_faces
 from feat.files import UserError, run_script
+from feat.graph import compiled
 from models.facenet import InceptionResnetV1
 from nn import torch_checkpoint
 
@@ -147,9 +148,8 @@ class FaceNet:
         self.standardised, self.missing_is_black = standardised, missing_is_black
         # Of one linear layer: enough to tell one set of weights from another.
         self.identity = {"weights": zlib.crc32(np.ascontiguousarray(arrays["last_linear.weight"]).tobytes())}
-        self._run = tf.function(
-            lambda pixels: model(pixels, training=False),
-            input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32)],
+        self._run = compiled(
+            lambda pixels: model(pixels, training=False), tf.TensorSpec([None, None, None, 3], tf.float32)
         )
 
     def frames(self, crops):

@@ -16,6 +16,7 @@ from keras import ops
 from feat import dataset
 from feat.feat_gen import read_mixture
 from feat.files import UserError, run_script
+from feat.graph import compiled
 from feat.parallel import progress
 from feat.stft import istft
 from models import grouping, losses
@@ -134,12 +135,8 @@ class Decoder:
 
         if "online" not in self._functions:
             per_frame, dimension = self.objective.model.per_frame, self.objective.model.embedding_dim
-            self._functions["online"] = tf.function(
-                online,
-                input_signature=[
-                    tf.TensorSpec([None, per_frame, dimension], tf.float32),
-                    tf.TensorSpec([None], tf.float32),
-                ],
+            self._functions["online"] = compiled(
+                online, tf.TensorSpec([None, per_frame, dimension], tf.float32), tf.TensorSpec([None], tf.float32)
             )
         return self._functions["online"]
 
@@ -152,13 +149,12 @@ class Decoder:
         """
         if "embed" not in self._functions:
 
-            @tf.function(input_signature=[dataset.free_lengths(batch)])
             def embed(batch):
                 estimates, costs, embeddings = self.objective.embed(batch)
                 oracle, weights = losses.grouping_targets(costs)
                 return estimates[0], embeddings[0], oracle[0], weights[0]
 
-            self._functions["embed"] = embed
+            self._functions["embed"] = compiled(embed, dataset.free_lengths(batch))
         estimates, embeddings, oracle, weight = (x.numpy() for x in self._functions["embed"](batch))
         assign = self.assignment(batch["mixture"][0].numpy(), estimates, embeddings)
         return {

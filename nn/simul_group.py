@@ -19,6 +19,7 @@ from keras import ops
 from feat import cache, dataset
 from feat.feat_gen import read_mixture, settings_from_flags
 from feat.files import make_writable_directory, require_free_bytes, run_script, write_text
+from feat.graph import compiled
 from feat.lists import SETS
 from feat.parallel import progress
 from models import losses, spectral
@@ -98,13 +99,12 @@ class OracleDecoder:
         """Batch of one utterance -> {"unordered", "estimates": [C, T, F, 2], "signals": [C, samples]}."""
         if self._separate is None:
 
-            @tf.function(input_signature=[dataset.free_lengths(batch)])
             def separate(batch):
                 estimates, costs, signals = self.objective.separate(batch)
                 ordered = losses.permute_frames(estimates, losses.frame_assignment(costs))
                 return {"unordered": estimates[0], "estimates": ordered[0], "signals": signals[0]}
 
-            self._separate = separate
+            self._separate = compiled(separate, dataset.free_lengths(batch))
         return {key: value.numpy() for key, value in self._separate(batch).items()}
 
 
@@ -191,7 +191,7 @@ def export():
     print(f"{settings.feat_folder}: {count} estimates to write, {needed / 1e9:.2f} GB")
     require_free_bytes(settings.feat_folder, needed, "the estimates")
     spectra = tf.TensorSpec([1, None, settings.bins, 2])
-    forward = tf.function(lambda mixture: model(mixture), input_signature=[spectra])
+    forward = compiled(lambda mixture: model(mixture), spectra)
     for set_name, missing in todo.items():
         if not len(missing):
             continue

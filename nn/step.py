@@ -5,6 +5,8 @@ import math
 
 import tensorflow as tf
 
+from feat.graph import compiled
+
 NORM_HISTORY = 10000  # gradient norms that a percentile is of
 FIRST_SCALE = 2.0**15  # of the loss in float16
 SCALE_UP_AFTER = 2000  # good steps before it is doubled
@@ -79,7 +81,7 @@ class TrainStep:
             self.norms = NormHistory(clip_percentile) if clip_percentile else None
             self.sums = [_replica_sum(w.shape) for w in self.weights] if accumulate > 1 else []
         if jit_compile:
-            self._gradients = tf.function(self._gradients, jit_compile=True)
+            self._gradients = compiled(self._gradients, jit_compile=True)
         self._functions = {}
 
     @property
@@ -111,11 +113,6 @@ class TrainStep:
 
     def compile(self, element_spec):
         """Makes the functions for batches of this spec."""
-
-        def compiled(function, *signature):
-            # Nothing here or in an objective needs AutoGraph, whose rewriting takes a third of the tracing.
-            return tf.function(function, input_signature=signature, autograph=False)
-
         rate = tf.TensorSpec([], tf.float32)
         if self.accumulate == 1:
             self._functions["whole"] = compiled(self._whole, element_spec, rate)

@@ -7,12 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from feat.audio import resample_blocks
+from feat.graph import compiled
 
 
 def compile_step(step, state, frames):
     """The `compile` of a stream in models/: one graph for any number of frames."""
     spec = tf.nest.map_structure(tf.TensorSpec.from_tensor, state)
-    return tf.function(step, input_signature=[spec, tf.TensorSpec([None, *frames.shape[1:]], tf.float32)])
+    return compiled(step, spec, tf.TensorSpec([None, *frames.shape[1:]], tf.float32))
 
 
 def add_up(talkers, mixture):

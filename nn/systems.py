@@ -34,6 +34,7 @@ import numpy as np
 import tensorflow as tf
 
 from feat.files import UserError
+from feat.graph import compiled
 from feat.stft import istft, num_samples, stft_planes
 from models.dense_unet import DenseUNet
 from models.grouping import SequentialGrouping
@@ -96,7 +97,7 @@ class DeepCasa:
         self.not_causal = [checkpoints[name] for name, model in models.items() if model and not model.causal]
         self.causal = not self.not_causal
         spec = tf.TensorSpec([1, None, self.unet.bins, 2])
-        self._forward = tf.function(self._networks, input_signature=[spec])
+        self._forward = compiled(self._networks, spec)
 
     def stream(self, enrolment=None):
         """A models.streaming.StreamingSeparator. Raises UserError unless both stages are causal."""

@@ -23,6 +23,7 @@ from tensorboard.plugins.hparams import api as hparams
 
 from feat import dataset
 from feat.files import UserError, brief, make_writable_directory, write_text
+from feat.graph import compiled
 from feat.parallel import progress
 from nn import checkpoint, cost, devices, learning_rate
 from nn.step import TrainStep
@@ -664,12 +665,11 @@ def make_validation_step(objective, strategy, element_spec):
         sums = {name: tf.reduce_sum(tf.where(counts > 0, value, 0.0)) for name, value in means.items()}
         return {"count": tf.reduce_sum(counts)} | sums
 
-    @tf.function(input_signature=[element_spec])
     def validation_step(batch):
         sums = strategy.run(replica, (batch,))
         return {k: strategy.reduce(tf.distribute.ReduceOp.SUM, v, axis=None) for k, v in sums.items()}
 
-    return validation_step
+    return compiled(validation_step, element_spec)
 
 
 def _plain(value):
