@@ -7,8 +7,6 @@ level (ITU-T P.56, method B). With `feat.audio.to_int16` as the last step, wavs 
 import random
 
 import numpy as np
-from scipy.ndimage import maximum_filter1d
-from scipy.signal import lfilter, zpk2tf
 
 from feat.files import UserError
 from feat.lists import MixtureLine
@@ -59,6 +57,9 @@ def active_level(x, sample_rate, revision="padded"):
     """
     if revision not in LEVEL_REVISIONS:
         raise ValueError(f"revision {revision!r}: one of {', '.join(LEVEL_REVISIONS)} is needed")
+    from scipy.ndimage import maximum_filter1d  # here, as it takes 50 MB that training has no use for
+    from scipy.signal import lfilter
+
     x = np.asarray(x, np.float64)
     signal_samples = len(x)
     if revision != "unpadded":
@@ -178,6 +179,8 @@ def draw_mixtures(utterances, count, talkers, rng):
 
 def _speech_band(x, sample_rate, lowpass):
     """`x` high-passed at 200 Hz and, if wanted, low-passed at 5500 Hz."""
+    from scipy.signal import lfilter, zpk2tf
+
     warp = np.tan(_HIGHPASS_HZ * np.pi / sample_rate)
     numerator, denominator = zpk2tf(2 / (1 - _ZEROS * warp) - 1, 2 / (1 - _POLES * warp) - 1, 1)
     signs = (-1.0) ** np.arange(len(numerator))

@@ -55,10 +55,10 @@ def rectified_gradient(upstream, x, slope, sign):
     return upstream + ops.cast(slope - 1, x.dtype) * stopped, to_slope
 
 
-def expanded(x, kernel, shift, slope, sign, frame_mask=None):
+def expanded(x, kernel, shift, slope, sign, frame_mask=None, kept=False):
     """A 1x1 convolution and PReLU, times sign, and the statistics of it without sign.
 
-    For the gradient x alone is kept.
+    For the gradient x alone is kept, unless `kept`.
 
     Args:
         x: [n, batch, frames, channels].
@@ -66,6 +66,7 @@ def expanded(x, kernel, shift, slope, sign, frame_mask=None):
         shift: [n, 1 or batch, 1, units], added before PReLU, or None.
         slope, sign: [n, 1, 1, 1], see `rectified`.
         frame_mask: [batch, frames, 1]; y is 0 where it is 0, which is not counted.
+        kept: the maps on the way are kept for the gradient and not computed again.
 
     Returns:
         y [n, batch, frames, units]; mean and biased variance of every item, [n, batch, 1, 1] float32.
@@ -81,39 +82,46 @@ def expanded(x, kernel, shift, slope, sign, frame_mask=None):
     def function(tensors):
         x, kernel, slope, *shifts = tensors
         shift = shifts[0] if shifts else None
-        y = masked(rectified(before(x, kernel, shift), slope))
-        mean, variance = frame_statistics(y, frame_mask)
+
+        def maps(x):
+            u = before(x, kernel, shift)
+            return u, masked(rectified(u, slope))
+
+        found = maps(x)
+        mean, variance = frame_statistics(found[1], frame_mask)
 
         def gradient(to_y, to_mean, to_variance):
-            u = before(x * ops.cast(ones_after(to_mean), x.dtype), kernel, shift)
-            y = masked(rectified(u, slope))
+            u, y = found if kept else maps(x * ops.cast(ones_after(to_mean), x.dtype))
             to_square = 2 * to_variance / value_count(y, frame_mask)
             constant = to_mean * sign / value_count(y, frame_mask) - to_square * mean
             to_y = masked(to_y + ops.cast(constant, y.dtype) + ops.cast(to_square, y.dtype) * y)
             to_u, to_slope = rectified_gradient(to_y, u, slope, sign)
             to_x = ops.matmul(to_u, ops.cast(_transposed(kernel * sign), x.dtype))
-            found = [to_x, _outer(x, to_u) * sign, to_slope]
+            gradients = [to_x, _outer(x, to_u) * sign, to_slope]
             if shift is not None:
                 axes = (1, 2) if shift.shape[1] == 1 else 2
-                found.append(ops.sum(ops.cast(to_u, "float32"), axis=axes, keepdims=True) * sign)
-            return found
+                gradients.append(ops.sum(ops.cast(to_u, "float32"), axis=axes, keepdims=True) * sign)
+            return gradients
 
-        return (y, sign * mean, variance), gradient
+        return (found[1], sign * mean, variance), gradient
 
     return lean(function)(x, kernel, slope, *([] if shift is None else [shift]))
 
 
-def reduced(z, shift, slope, sign, floor, gamma, beta, kernel, frame_mask=None):
-    """Shift, PReLU, global norm and 1x1 convolution. For the gradient z alone is kept.
+def reduced(residual, z, shift, slope, sign, floor, gamma, beta, kernel, bias=None, frame_mask=None, kept=False):
+    """Shift, PReLU, global norm, 1x1 convolution and sum. For the gradient z alone is kept, unless `kept`.
 
     Args:
+        residual: [n, batch, frames, channels], added to the convolution. Here, as the gradient of a sum anywhere else
+            asks for the shape of what is added, and has it computed again to know it.
         z: [n, batch, frames, units], times sign.
         shift: [n, batch, 1, units], times sign, added to z.
         slope, sign: [n, 1, 1, 1], see `rectified`.
         floor: [n, batch, 1, 1], added to the variance.
         gamma, beta: [n, 1, 1, units], of the norm.
         kernel: [n, 1, units, channels].
-        frame_mask: as of `expanded`.
+        bias: [n, 1, 1, channels], or None.
+        frame_mask, kept: as of `expanded`.
 
     Returns:
         [n, batch, frames, channels].
@@ -123,20 +131,28 @@ def reduced(z, shift, slope, sign, floor, gamma, beta, kernel, frame_mask=None):
         return w if frame_mask is None else w * ops.cast(frame_mask, w.dtype)
 
     def function(tensors):
-        z, shift, slope, floor, gamma, beta, kernel = tensors
+        residual, z, shift, slope, floor, gamma, beta, kernel, *biases = tensors
         dtype = z.dtype
-        w = masked(rectified(z + ops.cast(shift, dtype), slope))
+
+        def maps(z):
+            x = z + ops.cast(shift, dtype)
+            return x, masked(rectified(x, slope))
+
+        found = maps(z)
+        w = found[1]
         mean, variance = frame_statistics(w, frame_mask)  # mean: times sign
         scale = ops.rsqrt(variance + floor)
         pushed = sign * mean * scale
         scaled = sign * _transposed(gamma) * kernel
         offset = beta - pushed * gamma  # [n, batch, 1, units]
+        constant = ops.matmul(offset, kernel)
+        constant = constant + biases[0] if biases else constant
         y = ops.matmul(w, ops.cast(scaled, dtype)) * ops.cast(scale, dtype)
-        y = y + ops.cast(ops.matmul(offset, kernel), dtype)
+        y = residual + (y + ops.cast(constant, dtype))
 
         def gradient(upstream):
-            x = z * ops.cast(ones_after(upstream), dtype) + ops.cast(shift, dtype)
-            w = masked(rectified(x, slope))
+            x, w = found if kept else maps(z * ops.cast(ones_after(upstream), dtype))
+            to_residual = upstream
             total = ops.sum(ops.cast(upstream, "float32"), axis=2, keepdims=True)
             upstream = upstream * ops.cast(scale, dtype)
             to_scaled = _outer(w, upstream) * sign
@@ -151,7 +167,8 @@ def reduced(z, shift, slope, sign, floor, gamma, beta, kernel, frame_mask=None):
             to_w = masked(to_w + ops.cast(constant, dtype) + ops.cast(to_square, dtype) * w)
             to_x, to_slope = rectified_gradient(to_w, x, slope, sign)
             by_units = _transposed(ops.sum(to_scaled * kernel, axis=3, keepdims=True))
-            return [
+            gradients = [
+                to_residual,
                 to_x,
                 ops.sum(ops.cast(to_x, "float32"), axis=2, keepdims=True),
                 to_slope,
@@ -160,10 +177,11 @@ def reduced(z, shift, slope, sign, floor, gamma, beta, kernel, frame_mask=None):
                 ops.sum(to_offset, axis=1, keepdims=True),
                 _transposed(gamma) * to_scaled + _outer(offset, total),
             ]
+            return [*gradients, ops.sum(total, axis=1, keepdims=True)] if biases else gradients
 
         return (y,), gradient
 
-    y = lean(function)(z, shift, slope, floor, gamma, beta, kernel)
+    y = lean(function)(residual, z, shift, slope, floor, gamma, beta, kernel, *([] if bias is None else [bias]))
     return y[0] if isinstance(y, (tuple, list)) else y
 
 
@@ -205,14 +223,18 @@ def run_blocks(series, x, condition=None, frame_mask=None, training=False):
     if len(rows) == 1 or keras.backend.backend() != "tensorflow" or portable():
         for blocks in rows:
             weights = {name: ops.squeeze(w, axis=0) for name, w in _joined([blocks], condition).items()}
-            x = x + _folded(first, blocks[0].dilation, weights, x, frame_mask)
+            x = _folded(first, blocks[0].dilation, weights, x, frame_mask)
         return x
-    weights = _joined(rows, condition) | {"dilation": ops.convert_to_tensor([row[0].dilation for row in rows], "int32")}
+    weights = _joined(rows, condition)
+    dilations = ops.convert_to_tensor([row[0].dilation for row in rows], "int32")
 
-    def step(x, weights):
-        return x + _folded(first, weights.pop("dilation"), weights, x, frame_mask), None
+    # Of every block its input alone is kept for the gradient.
+    @keras.remat
+    def blocks(x, dilation, *values):
+        return _folded(first, dilation, dict(zip(names, values)), x, frame_mask, kept=True)
 
-    return ops.scan(step, x, weights)[0]
+    names = list(weights)
+    return ops.scan(lambda x, row: (blocks(x, *row), None), x, (dilations, *weights.values()))[0]
 
 
 def _joined(rows, condition):
@@ -256,17 +278,18 @@ def _joined(rows, condition):
     return weights
 
 
-def _folded(block, dilation, weights, x, frame_mask):
-    """What blocks with the global norm add to x; neither norm is computed as such, see ConvBlock.
+def _folded(block, dilation, weights, x, frame_mask, kept=False):
+    """x after blocks with the global norm; neither norm is computed as such, see ConvBlock.
 
     Args:
         block: one of them, for its settings.
         dilation: theirs, a number or a scalar tensor.
         weights: {name: [n, ...]}, see `_joined`.
+        kept: see `expanded`.
     """
     gamma, beta, kernel, slope, slope_2 = (weights[name] for name in ("gamma", "beta", "kernel", "slope", "slope_2"))
     sign, sign_2 = (ops.stop_gradient(ops.where(x <= 1, 1.0, -1.0)) for x in (slope, slope_2))
-    y, mean, variance = expanded(x, weights["kernel_in"], weights.get("shift_in"), slope, sign, frame_mask)
+    y, mean, variance = expanded(x, weights["kernel_in"], weights.get("shift_in"), slope, sign, frame_mask, kept)
     deviation = ops.sqrt(variance + block.epsilon)  # [n, batch, 1, 1]
     shift = beta * deviation - mean * gamma  # [n, batch, 1, units]
     bias = weights["bias"] * deviation * sign_2 if block.use_bias else None
@@ -281,8 +304,8 @@ def _folded(block, dilation, weights, x, frame_mask):
     # y is `deviation` times what the norm should see, so its epsilon is too.
     floor = block.epsilon * (variance + block.epsilon)
     norm = (weights["gamma_2"], weights["beta_2"])
-    y = reduced(y, shifts, slope_2, sign_2, floor, *norm, weights["kernel_out"], frame_mask)
-    return y + ops.cast(weights["bias_out"], y.dtype) if block.use_bias else y
+    last = (weights["kernel_out"], weights.get("bias_out"))
+    return reduced(x, y, shifts, slope_2, sign_2, floor, *norm, *last, frame_mask, kept)
 
 
 def depthwise_each(x, kernel, block, dilation, frame_mask=None):

@@ -16,7 +16,6 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import ArrayLike
 from pesq import pesq as pesq_score
-from pystoi import stoi
 from scipy.optimize import linear_sum_assignment
 
 LIMIT_DB = 100.0  # beyond what 16-bit samples can tell
@@ -204,6 +203,7 @@ def pesq(estimates: ArrayLike, references: ArrayLike, sample_rate: int, mode: st
 
 def estoi(estimates: ArrayLike, references: ArrayLike, sample_rate: int, extended: bool = True) -> np.ndarray:
     """Extended short-time objective intelligibility, or the plain one. Not defined (NaN) below 0.4 s of speech."""
+    from pystoi import stoi  # here, as training and separation wait for it otherwise
 
     def score_talker(estimate, reference):
         with warnings.catch_warnings(), _seeded():

@@ -33,7 +33,9 @@ class Adam(keras.optimizers.Adam):
         """
         steps = tf.cast(self.iterations.value + 1, tf.float32)
         beta_1 = tf.identity(self.current_beta_1)
-        powers = dict(beta1_power=tf.pow(beta_1, steps), beta2_power=tf.pow(self.beta_2, steps))
+        # Made once: a number given as such is a constant of its own in the graph for every variable.
+        beta_2, epsilon = tf.constant(self.beta_2), tf.constant(self.epsilon)
+        powers = dict(beta1_power=tf.pow(beta_1, steps), beta2_power=tf.pow(beta_2, steps))
         for weight, m, v, gradient in zip(self._trainable_variables, self._momentums, self._velocities, gradients):
             if self.weight_decay:
                 tf.raw_ops.ResourceApplyGradientDescent(
@@ -47,8 +49,8 @@ class Adam(keras.optimizers.Adam):
                 v=v.value.handle,
                 lr=rate,
                 beta1=beta_1,
-                beta2=self.beta_2,
-                epsilon=self.epsilon,
+                beta2=beta_2,
+                epsilon=epsilon,
                 grad=gradient,
                 **powers,
             )
@@ -72,9 +74,10 @@ class Momentum(keras.optimizers.Optimizer):
 
     def update(self, gradients, rate):
         """As Adam.update."""
+        momentum = tf.constant(self.momentum)
         for weight, m, gradient in zip(self._trainable_variables, self.momentums, gradients):
             tf.raw_ops.ResourceApplyMomentum(
-                var=weight.value.handle, accum=m.value.handle, lr=rate, grad=gradient, momentum=self.momentum
+                var=weight.value.handle, accum=m.value.handle, lr=rate, grad=gradient, momentum=momentum
             )
 
 
