@@ -117,7 +117,7 @@ class Separator(keras.layers.Layer):
 
     def call(self, encodings, training=False):
         x = self.enter(encodings)
-        x = ops.squeeze(run_blocks([self.blocks], ops.expand_dims(x, 0), training=training), axis=0)
+        x = ops.squeeze(run_blocks([self.blocks], ops.expand_dims(x, 0), training=training, sparing=True), axis=0)
         return self.leave(x, self.width)
 
     def count_macs(self, used):
@@ -348,7 +348,7 @@ class MimoTasnet(keras.Model):
         """
         batch, frames, _ = ops.shape(encodings[0])
         x = ops.stack([separator.enter(y) for separator, y in zip(self.separators, encodings)])
-        x = run_blocks([separator.blocks for separator in self.separators], x, None, frame_mask, training)
+        x = run_blocks([separator.blocks for separator in self.separators], x, None, frame_mask, training, sparing=True)
         ears = ops.unstack(x, len(EARS), axis=0)
         logits = [separator.leave(y, self.used_masks) for separator, y in zip(self.separators, ears)]
         return [ops.reshape(y, (batch, frames, self.talkers, self.used_masks)) for y in logits]
