@@ -5,8 +5,6 @@ A case is dispatched on its system and kind; everything else comes from its `met
 
 import os
 import pathlib
-import subprocess
-import sys
 
 import golden_binaural
 import golden_binaural_data
@@ -20,6 +18,7 @@ import golden_spex_plus_data
 import keras
 import numpy as np
 import pytest
+import speech
 import tensorflow as tf
 from golden_case import (
     GRADIENT_TOLERANCE,
@@ -49,7 +48,6 @@ from nn.seq_group import Decoder, SequentialGroupingObjective, to_signals
 from nn.simul_group import SimultaneousGrouping
 from nn.step import TrainStep
 
-ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN_DIR = pathlib.Path(os.environ.get("GOLDEN_DIR", pathlib.Path(__file__).parent / "golden"))
 PROCEDURES = {}
 PROCEDURES.update(golden_binaural_data.PROCEDURES)
@@ -618,13 +616,7 @@ def script_outputs(case, folder):
     }
 
     def run(script, *flags):
-        done = subprocess.run(
-            [sys.executable, ROOT / script, "--data_folder", "data", "--wav_list_folder", "lists", *map(str, flags)],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        speech.succeed(folder, script, *map(str, flags))
 
     def compare(exp_name, output, key):
         for name in names:

@@ -27,17 +27,18 @@ def corpus_folder(tmp_path_factory, name, **options):
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    """(folder, lists) after the whole non-causal pipeline, every script in a process of its own."""
+    """(folder, lists) after the whole non-causal pipeline, half of it in processes of their own."""
     folder, lists = corpus_folder(tmp_path_factory, "pipeline")
 
-    def run(script, *flags, **named):
-        return speech.succeed(folder, script, *flags, runner=speech.run, **named)
+    def run(script, *flags, runner=speech.run, **named):
+        return speech.succeed(folder, script, *flags, runner=runner, **named)
 
+    here = dict(runner=speech.run_here)
     run("feat/feat_gen.py", **speech.STFT)
     run("nn/simul_group.py", time_stamp="simul", **SIMUL | dict(pictures=1))
-    run("nn/simul_group.py", is_deploy=2, resume_model=f"{EXP}/models/simul/best", **SIMUL)
+    run("nn/simul_group.py", is_deploy=2, resume_model=f"{EXP}/models/simul/best", **SIMUL | here)
     run("nn/seq_group.py", time_stamp="seq", **SEQ | dict(pictures=1))
-    run("nn/simul_group.py", is_deploy=1, time_stamp="simul", **SIMUL)
+    run("nn/simul_group.py", is_deploy=1, time_stamp="simul", **SIMUL | here)
     run("nn/seq_group.py", is_deploy=1, resume_model=f"{EXP}/models/seq/deep_casa_wsj_model.ckpt_step_3", **SEQ)
     run(
         "nn/evaluate.py",
