@@ -37,9 +37,7 @@ def wav_info(path):
     try:
         header = soundfile.info(path)
     except soundfile.LibsndfileError as error:
-        raise UserError(
-            f"{path}: not an audio file ({error.error_string}); convert it to 16-bit PCM wav"
-        ) from error
+        raise UserError(f"{path}: not an audio file ({error.error_string}); convert it to 16-bit PCM wav") from error
     if header.frames == 0:
         raise UserError(f"{path}: holds 0 samples; make it again")
     return WavInfo(header.frames, header.samplerate, header.channels, header.subtype)
@@ -105,9 +103,7 @@ def read_pcm16(path, sample_rate=None):
     info = wav_info(path)
     _require_layout(path, info, sample_rate)
     if info.subtype != "PCM_16":
-        raise UserError(
-            f"{path}: samples are {info.subtype}, 16-bit PCM is needed; convert it, e.g. sox IN -b 16 OUT"
-        )
+        raise UserError(f"{path}: samples are {info.subtype}, 16-bit PCM is needed; convert it, e.g. sox IN -b 16 OUT")
     return _read(path, info, "int16")
 
 
@@ -259,9 +255,7 @@ def _read(path, info, dtype):
     except soundfile.LibsndfileError as error:
         raise UserError(f"{path}: broken ({error.error_string}); make it again") from error
     if len(samples) != info.frames:
-        raise UserError(
-            f"{path}: truncated, {len(samples)} of {info.frames} samples can be read; make it again"
-        )
+        raise UserError(f"{path}: truncated, {len(samples)} of {info.frames} samples can be read; make it again")
     return samples
 
 
@@ -274,8 +268,7 @@ def _require_layout(path, info, sample_rate):
 def _require_rate(path, info, sample_rate):
     if sample_rate is not None and info.sample_rate != sample_rate:
         raise UserError(
-            f"{path}: {info.sample_rate} Hz, {sample_rate} Hz is needed;"
-            f" resample it, e.g. sox IN -r {sample_rate} OUT"
+            f"{path}: {info.sample_rate} Hz, {sample_rate} Hz is needed; resample it, e.g. sox IN -r {sample_rate} OUT"
         )
 
 

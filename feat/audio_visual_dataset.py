@@ -19,7 +19,8 @@ Every pipeline gives batches that are dictionaries:
   index       [batch] int32                          line of the table, for messages
 
 In training all lengths are known; in evaluation they are free, so that a tf.function traced once
-(feat.dataset.free_lengths) takes every batch. Several processes and devices share a global batch, see feat.dataset.Share.
+(feat.dataset.free_lengths) takes every batch. Several processes and devices share a global
+batch, see feat.dataset.Share.
 """
 
 import dataclasses
@@ -202,9 +203,7 @@ def _batches(mixtures, index, lines, lengths, seen, share, skip=0):
     def read(index, line, seen, *own_lengths):
         longest, images = own_lengths if vary else lengths
         signals = [_fit(read_file(line + i * count, 0, longest), longest) for i in range(mixtures.faces + 1)]
-        faces = [
-            _fit(_read_embedding(mixtures, embeddings[line, i]), images) * seen[i] for i in range(mixtures.faces)
-        ]
+        faces = [_fit(_read_embedding(mixtures, embeddings[line, i]), images) * seen[i] for i in range(mixtures.faces)]
         return {
             "mixture": signals[0],
             "sources": tf.stack(signals[1:]) * scales[line],

@@ -200,7 +200,5 @@ def spread(first, second, sample_rate, field, distance_m=0.175, sound_m_per_s=34
         return np.stack([first, second], axis=1)
     frequency = np.fft.rfftfreq(len(first), 1 / sample_rate)
     coherence = np.sinc(2 * frequency * distance_m / sound_m_per_s)
-    common, own = (
-        np.sqrt((1 + sign * coherence) / 2) * np.fft.rfft(x) for sign, x in ((1, first), (-1, second))
-    )
+    common, own = (np.sqrt((1 + sign * coherence) / 2) * np.fft.rfft(x) for sign, x in ((1, first), (-1, second)))
     return np.stack([np.fft.irfft(common + sign * own, len(first)) for sign in (1, -1)], axis=1)

@@ -185,9 +185,7 @@ def _stereo_files(paths, sample_rate, mixtures):
         )
     short = np.flatnonzero(samples[:mixtures] < SHORTEST)
     if short.size:
-        raise UserError(
-            f"{paths[short[0]]}: {samples[short[0]]} samples, {SHORTEST} are needed; leave it out"
-        )
+        raise UserError(f"{paths[short[0]]}: {samples[short[0]]} samples, {SHORTEST} are needed; leave it out")
     offsets = np.array([offset for _, offset in headers], np.int64)
     return StereoFiles(list(paths), samples, offsets, np.array([info.subtype == "FLOAT" for info, _ in headers], bool))
 
@@ -233,9 +231,7 @@ def evaluate(mixtures, batch_size=1):
     return checked(evaluation_batches(mixtures, batch_size), mixtures.check)
 
 
-def training_batches(
-    mixtures, batch_size, seed, epoch, skip=0, segment_samples=0, augmentation=NONE, share=Share()
-):
+def training_batches(mixtures, batch_size, seed, epoch, skip=0, segment_samples=0, augmentation=NONE, share=Share()):
     """The batches of one epoch, mixtures of like length together, without the first `skip`.
 
     Args:
@@ -604,9 +600,7 @@ def convolve(sources, responses, lead=None):
         size = samples + taps - 1
         # A size with small factors alone would be best; a multiple of 2048 has many.
         size = -(-size // 2048) * 2048
-        spectrum = tf.signal.rfft(sources, [size])[:, None] * tf.signal.rfft(
-            tf.transpose(responses, (0, 2, 1)), [size]
-        )
+        spectrum = tf.signal.rfft(sources, [size])[:, None] * tf.signal.rfft(tf.transpose(responses, (0, 2, 1)), [size])
         full = tf.transpose(tf.signal.irfft(spectrum, [size]), (0, 2, 1))
         return full[:, lead : lead + samples]
     images = []
@@ -658,9 +652,7 @@ def mixed_batches(
         images, babble = mix_dynamically(sources, gains_db, responses, pool.bank.lead, babble, snr_db)
         noisy = babble is not None and not augmentation.remixes
         mixture = tf.reduce_sum(images, axis=0) + babble if noisy else None
-        return _finish(
-            tf.unstack(images), mixture, babble, augmentation, pool.sample_rate, index, drawn
-        )
+        return _finish(tf.unstack(images), mixture, babble, augmentation, pool.sample_rate, index, drawn)
 
     arrays = (np.arange(count).reshape(batches, batch_size), *given, *drawn.arrays())
     return pieces(arrays, mix, share, skip)

@@ -218,14 +218,11 @@ def mix_scene(tree, scene, rate, mode, levels=None):
     if len(sources[0]) < SHORTEST and not tree.parity:
         shortest = min(scene.paths, key=lambda path: wav_info(tree.source_path(path)).seconds)
         raise UserError(
-            f"{tree.source_path(shortest)}: {len(sources[0])} samples at {rate} Hz,"
-            f" {SHORTEST} are needed; leave it out"
+            f"{tree.source_path(shortest)}: {len(sources[0])} samples at {rate} Hz, {SHORTEST} are needed; leave it out"
         )
     in_room = not isinstance(scene.place, Head)
     responses = [_response(tree, scene, c, rate) for c in range(tree.talkers)]
-    rendered = [
-        binaural.render(source, response, in_room, tree.parity) for source, response in zip(sources, responses)
-    ]
+    rendered = [binaural.render(source, response, in_room, tree.parity) for source, response in zip(sources, responses)]
     images, factors = np.stack([image for image, _ in rendered]), [factor for _, factor in rendered]
     row = {"name": scene.name, "samples": 0, "place": binaural_scenes.place_name(scene.place)}
     if tree.kind == "noise":

@@ -500,9 +500,7 @@ def draw_mixtures(pool, count, samples, seed, epoch, gain_db=2.5):
     return picked.astype(np.int32), starts, (10 ** (gains_db / 20) / pool.levels[picked]).astype(np.float32)
 
 
-def mixed_batches(
-    pool, batch_size, batches, segment_frames, seed, epoch, skip=0, gain_db=2.5, share=Share()
-):
+def mixed_batches(pool, batch_size, batches, segment_frames, seed, epoch, skip=0, gain_db=2.5, share=Share()):
     """One epoch of mixtures that were never heard before, see `draw_mixtures`.
 
     The sum is scaled to a peak of 0.9, as WSJ0-2mix is. Sources shorter than the segment end in silence.

@@ -163,7 +163,9 @@ def split_faults(lists, lists_folder, talkers):
         talkers_of = [{talker_of(part) for part in utterances[name]} for name in (one, other)]
         shared = sorted(talkers_of[0] & talkers_of[1])
         if shared and other == "cv":
-            notes.append(f"{lists_folder}: cv has {len(shared)} of its {len(talkers_of[1])} talkers in tr, as WSJ0-2mix")
+            notes.append(
+                f"{lists_folder}: cv has {len(shared)} of its {len(talkers_of[1])} talkers in tr, as WSJ0-2mix"
+            )
         elif shared:
             what = f"{len(shared)} talkers are in {one} too, such as {shared[0]}; scores would flatter"
             faults.append(Fault(f"{lists_folder}, {other}", "talkers in two splits", what))

@@ -91,8 +91,7 @@ def _require_samples(settings, path, samples, mixture_path, mixture_samples):
         )
     if samples < settings.fft_size:
         raise UserError(
-            f"{path}: {samples} samples are shorter than one window of {settings.fft_size};"
-            " remove it from the list"
+            f"{path}: {samples} samples are shorter than one window of {settings.fft_size}; remove it from the list"
         )
 
 

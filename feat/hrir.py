@@ -312,7 +312,7 @@ def _require_ears(head):
             " degrees, three are needed; take a file that covers the horizontal plane"
         )
     balance = []
-    for row in (np.flatnonzero(have.any(axis=1))[[0, -1]]):
+    for row in np.flatnonzero(have.any(axis=1))[[0, -1]]:
         if AZIMUTHS[row]:
             responses = head.responses(AZIMUTHS[row], CIPIC_RATE_HZ)[have[row]]
             left, right = np.sum(responses**2, axis=(0, 1))

@@ -435,9 +435,7 @@ def corpus_of_flags(values):
         values.sample_rate, trim_db or None, values.vad_db, values.audio_len, values.test, values.parity
     )
     nfiles = values.nfiles or (1000 if values.test else 10000)
-    return TripletCorpus(
-        values.corpus_folder, values.output_folder, nfiles, levels, mixing, values.seed, values.layout
-    )
+    return TripletCorpus(values.corpus_folder, values.output_folder, nfiles, levels, mixing, values.seed, values.layout)
 
 
 def main(_):

@@ -66,8 +66,7 @@ def read_names(lists_folder, set_name, talkers=2, mode="min"):
     for number, name in _read_lines(path):
         if "/" in name or "\\" in name or name.endswith(".wav") or len(name.split()) > 1:
             raise UserError(
-                f"{path}, line {number}: {name!r} is not the bare name of a mixture;"
-                " leave out folder, .wav and blanks"
+                f"{path}, line {number}: {name!r} is not the bare name of a mixture; leave out folder, .wav and blanks"
             )
         _refuse_repeated(path, number, name, names)
     return list(names)

@@ -54,9 +54,19 @@ def shelf_filter(gain_db, frequency_hz, slope, sample_rate, high):
     sign = -1 if high else 1
     more, less, edge = amplitude + 1, amplitude - 1, 2 * np.sqrt(amplitude) * alpha
     b = amplitude * np.array(
-        [more - sign * less * cosine + edge, sign * 2 * (less - sign * more * cosine), more - sign * less * cosine - edge]
+        [
+            more - sign * less * cosine + edge,
+            sign * 2 * (less - sign * more * cosine),
+            more - sign * less * cosine - edge,
+        ]
     )
-    a = np.array([more + sign * less * cosine + edge, -sign * 2 * (less + sign * more * cosine), more + sign * less * cosine - edge])
+    a = np.array(
+        [
+            more + sign * less * cosine + edge,
+            -sign * 2 * (less + sign * more * cosine),
+            more + sign * less * cosine - edge,
+        ]
+    )
     return b / a[0], a / a[0]
 
 

@@ -64,6 +64,4 @@ def gender_labels(name, talkers, genders):
         genders: {talker: "male" or "female"}; others are "unknown".
     """
     found = [genders.get(talker, "unknown") for talker in talkers_of_mixture(name, talkers)]
-    return [
-        f"{found[i]} against {' and '.join(sorted(found[:i] + found[i + 1 :]))}" for i in range(talkers)
-    ]
+    return [f"{found[i]} against {' and '.join(sorted(found[:i] + found[i + 1 :]))}" for i in range(talkers)]

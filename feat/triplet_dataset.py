@@ -88,9 +88,7 @@ def audio_files(paths, sample_rate, resampled=True, parity=False):
                 f" resample it, e.g. sox IN -r {sample_rate} OUT"
             )
     samples = [-(-info.frames * sample_rate // info.sample_rate) for info, _ in headers]
-    direct = [
-        is_wav and info.subtype == "PCM_16" and info.sample_rate == sample_rate for info, is_wav in headers
-    ]
+    direct = [is_wav and info.subtype == "PCM_16" and info.sample_rate == sample_rate for info, is_wav in headers]
     return Files(list(paths), np.array(samples, np.int64), np.array(direct, bool), sample_rate, parity)
 
 
@@ -243,9 +241,7 @@ def shortest_batches(triplets, batch_size, seed, epoch, skip=0, gain_db=None, sh
     return _batches(triplets, cut, enrolment, order, share, skip, _draw_gains(gain_db, order.shape, generator))
 
 
-def chunk_batches(
-    triplets, chunk_samples, hop_samples, batch_size, seed, epoch, skip=0, gain_db=None, share=Share()
-):
+def chunk_batches(triplets, chunk_samples, hop_samples, batch_size, seed, epoch, skip=0, gain_db=None, share=Share()):
     """One epoch of chunks as gemengtju/SpEx_Plus trains, see `chunks`; enrolments are whole.
 
     Half a batch of utterances at a time goes into a pool of chunks, which is shuffled and emptied by batches;
@@ -462,7 +458,9 @@ def draw_mixed_triplets(pool, count, samples, enrolment_samples, snr_db, seed, e
     ratios = generator.uniform(*snr_db, drawn).astype(np.float32)
     if not both:
         return target, files, starts, lengths, ratios
-    swapped = np.stack([files[:, 1], files[:, 0], pool.first[noise] + _another(other, pool.counts[noise], generator)], 1)
+    swapped = np.stack(
+        [files[:, 1], files[:, 0], pool.first[noise] + _another(other, pool.counts[noise], generator)], 1
+    )
     swapped_starts, swapped_lengths = _draw_pieces(pool, swapped, samples, enrolment_samples, generator)
     swapped_starts[:, :2] = starts[:, 1::-1]
     pairs = (target, noise), (files, swapped), (starts, swapped_starts), (lengths, swapped_lengths), (ratios, -ratios)

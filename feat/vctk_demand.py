@@ -183,7 +183,9 @@ def resample_published(folder, output_folder, sample_rate, overwrite=False, num_
     seconds = sum(wav_info(source).seconds for source, _ in jobs)
     require_free_bytes(output_folder, int(seconds * sample_rate * BYTES_PER_SAMPLE), "the wavs")
     parallel_map(functools.partial(_resample, sample_rate), jobs, num_workers, "resample")
-    return f"{output_folder}: {total} wavs of {sample_rate} Hz, {len(jobs)} made now; {time.monotonic() - started:.0f} s"
+    return (
+        f"{output_folder}: {total} wavs of {sample_rate} Hz, {len(jobs)} made now; {time.monotonic() - started:.0f} s"
+    )
 
 
 def _resample(sample_rate, job):

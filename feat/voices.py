@@ -120,8 +120,7 @@ def make_corpus(
     """
     started = time.monotonic()
     speeches = [
-        _speech(folder, talker, utterances_per_talker, sample_rate, seed)
-        for talker in draw_talkers(talkers_per_set)
+        _speech(folder, talker, utterances_per_talker, sample_rate, seed) for talker in draw_talkers(talkers_per_set)
     ]
     lines_of_set = draw_sets(_utterances_of_set(folder, speeches), mixtures_per_set, talkers, seed)
     tree = MixtureTree(folder, folder, os.path.join(folder, "lists"), sample_rates=(sample_rate,))
@@ -332,9 +331,7 @@ def _write_tables(folder, speeches):
     utterances = ["utterance\ttalker\tset\ttext"]
     for speech in speeches:
         talker = speech.talker
-        talkers.append(
-            f"{talker.name}\t{talker.set_name}\t{talker.sex}\t{talker.dialect}\t{talker.words_per_minute}"
-        )
+        talkers.append(f"{talker.name}\t{talker.set_name}\t{talker.sex}\t{talker.dialect}\t{talker.words_per_minute}")
         for path, text in speech.texts.items():
             stem = os.path.splitext(os.path.basename(path))[0]
             utterances.append(f"{stem}\t{talker.name}\t{talker.set_name}\t{text}")
@@ -347,9 +344,7 @@ def define_flags():
     flags.DEFINE_integer("seed", 0, "draws who says what, and the mixtures")
     for set_name, talkers, mixtures in (("tr", 200, 2000), ("cv", 20, 200), ("tt", 20, 200)):
         flags.DEFINE_integer(f"{set_name}_talkers", talkers, f"talkers of the set {set_name}", lower_bound=0)
-        flags.DEFINE_integer(
-            f"{set_name}_mixtures", mixtures, f"mixtures of the set {set_name}", lower_bound=0
-        )
+        flags.DEFINE_integer(f"{set_name}_mixtures", mixtures, f"mixtures of the set {set_name}", lower_bound=0)
     flags.DEFINE_integer("utterances_per_talker", 6, "utterances of two sentences, about 5 s", lower_bound=1)
     flags.DEFINE_integer("sample_rate", 8000, "Hz", lower_bound=4000)
     flags.DEFINE_integer("talkers", 2, "talkers of a mixture", lower_bound=2, upper_bound=3)

@@ -63,9 +63,7 @@ def make_mixtures(tree, lines_of_set, level_table=None, settings=None, overwrite
             "level_table": zlib.crc32(repr(sorted(level_table.items())).encode()) if level_table else None,
         },
         overwrite,
-        companions=[
-            names_path(tree.lists_folder, set_name, talkers, mode) for set_name in SETS for mode in MODES
-        ],
+        companions=[names_path(tree.lists_folder, set_name, talkers, mode) for set_name in SETS for mode in MODES],
     )
     needed = needed_bytes(tree, lines_of_set)
     require_free_bytes(tree.data_folder, needed, "the mixtures")
@@ -105,9 +103,7 @@ def read_level_table(path):
             continue
         level = _positive(row[1]) if len(row) == 2 else None
         if level is None and number > 1:
-            raise UserError(
-                f"{path}, line {number}: {' '.join(row)!r} is not an utterance and its level; mend it"
-            )
+            raise UserError(f"{path}, line {number}: {' '.join(row)!r} is not an utterance and its level; mend it")
         if level is not None:
             levels[_stem(row[0])] = level
     return levels

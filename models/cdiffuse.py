@@ -176,9 +176,7 @@ class CDiffuse(keras.Model):
         self, sources=2, layers=30, channels=64, cycle=10, steps=STEPS + 1, parity=False, name="cdiffuse", dtype=None
     ):
         super().__init__(name=name, dtype=dtype, autocast=False)
-        self.settings = dict(
-            sources=sources, layers=layers, channels=channels, cycle=cycle, steps=steps, parity=parity
-        )
+        self.settings = dict(sources=sources, layers=layers, channels=channels, cycle=cycle, steps=steps, parity=parity)
         self.sources = sources
         self.channels = channels
         self.input_projection = conv(sources, channels, "input_projection")

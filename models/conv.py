@@ -288,7 +288,10 @@ def dilated_conv(x, kernel, dilation):
     filters = kernel.shape[-1]
     x = ops.reshape(x, (batch, *dilation, *counts, filters))
     back = [axis for i in axes for axis in (1 + len(sizes) + i, 1 + i)]
-    x = ops.reshape(ops.transpose(x, (0, *back, len(split) + 1)), (batch, *(count * d for count, d in zip(counts, dilation)), filters))
+    x = ops.reshape(
+        ops.transpose(x, (0, *back, len(split) + 1)),
+        (batch, *(count * d for count, d in zip(counts, dilation)), filters),
+    )
     return ops.slice(x, [0] * (len(sizes) + 2), (batch, *sizes, filters))
 
 
@@ -507,9 +510,7 @@ class DilatedDepthwiseConv1D(keras.layers.Layer):
         self.seed = seed
 
     def build(self, input_shape):
-        self.kernel = self.add_weight(
-            shape=(3, input_shape[-1], 1), initializer=truncated_normal(), name="kernel"
-        )
+        self.kernel = self.add_weight(shape=(3, input_shape[-1], 1), initializer=truncated_normal(), name="kernel")
 
     def call(self, x, training=False):
         kernel = self.kernel

@@ -230,7 +230,6 @@ def run_blocks(series, x, condition=None, frame_mask=None, training=False, spari
     weights = _joined(rows, condition)
     dilations = ops.convert_to_tensor([row[0].dilation for row in rows], "int32")
 
-
     def folded(x, dilation, *values):
         return _folded(first, dilation, dict(zip(weights, values)), x, frame_mask, kept=sparing)
 
@@ -333,8 +332,7 @@ def depthwise_each(x, kernel, block, dilation, frame_mask=None):
     maps = ops.unstack(ops.reshape(x, (count, batch, rows, dilation, units)), count, axis=0)
     kernels = ops.unstack(ops.cast(ops.reshape(kernel, (count, taps, 1, units, 1)), x.dtype), count, axis=0)
     maps = [
-        ops.depthwise_conv(y, k, strides=1, padding="valid", data_format="channels_last")
-        for y, k in zip(maps, kernels)
+        ops.depthwise_conv(y, k, strides=1, padding="valid", data_format="channels_last") for y, k in zip(maps, kernels)
     ]
     y = ops.reshape(ops.stack(maps), (count, batch, -1, units))
     return ops.slice(y, (0, 0, 0, 0), (count, batch, frames, units))

@@ -120,9 +120,7 @@ class DenseUNet(keras.Model):
         seed: of the dropout.
     """
 
-    def __init__(
-        self, talkers=2, channels=64, scales=4, bins=129, causal=False, dropout=0.5, seed=None, **kwargs
-    ):
+    def __init__(self, talkers=2, channels=64, scales=4, bins=129, causal=False, dropout=0.5, seed=None, **kwargs):
         # Without autocast the mixture, which the masks multiply, stays float32 in mixed precision.
         super().__init__(**{"name": "dense_unet", "autocast": False} | kwargs)
         self.settings = dict(

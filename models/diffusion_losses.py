@@ -13,9 +13,9 @@ know that separation starts at the mixture's share mu = m / n instead of mean(s,
     6  the same; where the sources of the others, against the noise, are alike, the best order counts too
     7  the same; for the others the best order always counts
 
-No order needs a call of its own: L^-1 mean(s_p) = A s / sqrt(ev1) + k (s_p - A s), k = exp(-d_lambda t) / sqrt(ev2), and
-A s does not depend on the order p. The loss of an order is then the sum over i of |q_i - k s_p(i)|^2, whose q does not
-depend on it either: a matter of an n x n matrix of costs.
+No order needs a call of its own: L^-1 mean(s_p) = A s / sqrt(ev1) + k (s_p - A s), k = exp(-d_lambda t) / sqrt(ev2),
+and A s does not depend on the order p. The loss of an order is then the sum over i of |q_i - k s_p(i)|^2, whose q does
+not depend on it either: a matter of an n x n matrix of costs.
 
 Source: Scheibler et al., ICASSP 2023, section 3.3; reference repository fakufaku/diffusion-separation.
 """

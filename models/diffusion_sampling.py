@@ -3,8 +3,8 @@
 `PredictorCorrector` is the reference's sampler, two calls a step. `ExponentialSolver` solves the linear part of the
 process exactly, in both of its subspaces, and needs far fewer calls. Both are one loop in the graph.
 
-A score is a function (state [batch, n, samples], time [batch]) -> [batch, n, samples] that knows the mixture. Noise is a
-function (index) -> N(0, 1) like the state; draw 0 is the prior's.
+A score is a function (state [batch, n, samples], time [batch]) -> [batch, n, samples] that knows the mixture. Noise is
+a function (index) -> N(0, 1) like the state; draw 0 is the prior's.
 
 Sources: Song et al., "Score-based generative modeling through stochastic differential equations", ICLR 2021 (predictor
 and corrector); Lu et al., "DPM-Solver++", 2022 (exponential integrators); Karras et al., "Elucidating the design space
@@ -359,7 +359,9 @@ class ExponentialSolver(Sampler):
             x = x + ops.where(i == 0, 1.0, 0.0) * (self.sde.mean(found, t) - mean)
             if self.solver == "multistep":
                 before = ops.take(self.times, ops.maximum(i - 1, 0))
-                used = found + ops.where((i == 0) | last, 0.0, 1.0) * self._slope(found - carry["estimate"], before, t, s)
+                used = found + ops.where((i == 0) | last, 0.0, 1.0) * self._slope(
+                    found - carry["estimate"], before, t, s
+                )
             drawn = noise(i + 1) if self.fresh else None
             moved = self._move(x, used, t, s, level, drawn)
             if self.solver == "heun":

@@ -128,9 +128,7 @@ class SequentialGrouping(keras.Model):
             for i in range(blocks)
         ]
         self.block_scales = [
-            self.add_weight(
-                shape=(1,), initializer="ones" if i == blocks - 1 else "zeros", name=f"block_scale_{i}"
-            )
+            self.add_weight(shape=(1,), initializer="ones" if i == blocks - 1 else "zeros", name=f"block_scale_{i}")
             for i in range(blocks)
         ]
         self.embed = PointwiseConv(embedding_dim * self.per_frame, name="embed")
@@ -243,8 +241,9 @@ class OnlineClustering:
         scores = ops.matmul(self._means(queues, sizes), embedding[0])  # [2]
         first = ops.equal(sizes[0], 0)
         alone = ops.equal(sizes[1], 0)
-        opens = ops.logical_and(ops.logical_not(first), ops.logical_and(
-            alone, ops.sum(previous * embedding) < self.similarity))
+        opens = ops.logical_and(
+            ops.logical_not(first), ops.logical_and(alone, ops.sum(previous * embedding) < self.similarity)
+        )
         queue = ops.where(alone, ops.cast(opens, "int32"), ops.cast(scores[0] <= scores[1], "int32"))
         enters = ops.logical_or(loud, ops.logical_or(first, opens))
         entered = ops.logical_and(enters, ops.equal(ops.arange(2), queue))
@@ -260,7 +259,9 @@ class OnlineClustering:
         order = largest(permutation_costs(similarities))
         enters = ops.logical_or(ops.equal(sizes, 0), energy > self.energy_share * loudest)
         inverse = ops.convert_to_tensor(np.argsort(permutations(self.talkers), axis=1).astype("int32"))
-        queues, sizes = self._enter(queues, sizes, enters, ops.take(embedding, ops.take(inverse, order, axis=0), axis=0))
+        queues, sizes = self._enter(
+            queues, sizes, enters, ops.take(embedding, ops.take(inverse, order, axis=0), axis=0)
+        )
         return (queues, sizes, embedding, loudest), order
 
     def _means(self, queues, sizes):

@@ -205,7 +205,9 @@ class SummedBiLstm(keras.layers.Layer):
     def build(self, input_shape):
         initializer = fan_in(self.units)
         shapes = dict(
-            kernel=(input_shape[-1], 4 * self.units), recurrent_kernel=(self.units, 4 * self.units), bias=(4 * self.units,)
+            kernel=(input_shape[-1], 4 * self.units),
+            recurrent_kernel=(self.units, 4 * self.units),
+            bias=(4 * self.units,),
         )
         self.directions = [
             {
@@ -219,7 +221,9 @@ class SummedBiLstm(keras.layers.Layer):
         forward, backward = (pointwise(x, d["kernel"], d["bias"]) for d in self.directions)
         projected = ops.stack([forward, ops.flip(backward, axis=1)], axis=2)  # [B, T, 2, 4 units]
         # Made of the products, so that what is known of its size is what the loop finds.
-        start = [ops.zeros_like(ops.slice(projected, (0, 0, 0, 0), (ops.shape(projected)[0], 1, 2, self.units)))[:, 0]] * 2
+        start = [
+            ops.zeros_like(ops.slice(projected, (0, 0, 0, 0), (ops.shape(projected)[0], 1, 2, self.units)))[:, 0]
+        ] * 2
         outputs = self.loop(projected, initial_state=start)  # [B, T, 2, units]
         forward, backward = (ops.squeeze(part, axis=2) for part in ops.split(outputs, 2, axis=2))
         return forward + ops.flip(backward, axis=1)

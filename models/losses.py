@@ -55,9 +55,7 @@ def frame_costs(estimates, references, size=None):
     size = size or 2 * bins
     talkers = estimates.shape[1]
     rows = [
-        ops.stack(
-            [ops.sum(ops.abs(estimates[:, i] - references[:, j]), axis=(-2, -1)) for j in range(talkers)], -1
-        )
+        ops.stack([ops.sum(ops.abs(estimates[:, i] - references[:, j]), axis=(-2, -1)) for j in range(talkers)], -1)
         for i in range(talkers)
     ]
     return permutation_costs(ops.stack(rows, axis=-2)) / ops.cast(size, "float32")
@@ -78,9 +76,7 @@ def permute_frames(estimates, assignment):
     sources = np.eye(talkers, dtype="float32")[inverse]  # [C!, talker, estimate]
     weights = ops.take(ops.convert_to_tensor(sources), assignment, axis=0)  # [B, T, talker, estimate]
     weights = ops.transpose(weights, (2, 3, 0, 1))[..., None, None]  # [talker, estimate, B, T, 1, 1]
-    return ops.stack(
-        [sum(weights[j, i] * estimates[:, i] for i in range(talkers)) for j in range(talkers)], axis=1
-    )
+    return ops.stack([sum(weights[j, i] * estimates[:, i] for i in range(talkers)) for j in range(talkers)], axis=1)
 
 
 def snr(estimates, references):
@@ -286,9 +282,9 @@ def mean_frame_cost(costs, frames, leading=None):
 def discriminative_loss(estimates, references, gamma=0.1):
     """Squared distance to the own reference, less gamma times those to the others': [batch].
 
-    Its mean over frames, bins and parts, of the sum over talkers. Can be negative; with gamma above 0 the estimates that
-    make it smallest are the references less a share of the others. Source: Huang et al., "Joint Optimization of Masks
-    and Deep Recurrent Neural Networks for Monaural Source Separation", 2015; vitrioil/Speech-Separation.
+    Its mean over frames, bins and parts, of the sum over talkers. Can be negative; with gamma above 0 the estimates
+    that make it smallest are the references less a share of the others. Source: Huang et al., "Joint Optimization of
+    Masks and Deep Recurrent Neural Networks for Monaural Source Separation", 2015; vitrioil/Speech-Separation.
 
     Args:
         estimates, references: [batch, talkers, frames, bins, 2], in the same order.

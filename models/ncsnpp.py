@@ -69,9 +69,7 @@ class FourierEmbedding(keras.layers.Layer):
 
     def build(self, input_shape=None):
         normal = keras.initializers.RandomNormal(stddev=self.scale)
-        self.frequencies = self.add_weight(
-            shape=(self.size,), initializer=normal, trainable=False, name="frequencies"
-        )
+        self.frequencies = self.add_weight(shape=(self.size,), initializer=normal, trainable=False, name="frequencies")
 
     def call(self, log_time):
         angles = ops.expand_dims(log_time, 1) * self.frequencies * np.float32(2 * np.pi)
@@ -148,8 +146,8 @@ class ResidualBlock(keras.layers.Layer):
                 self.shortcut = dense(self.filters, "conv_2")
             else:
                 wide = self.wide_shortcut
-                self.shortcut = Conv3x3(self.filters, uniform(), name="conv_2") if wide else dense(
-                    self.filters, "nin_0", 0.1
+                self.shortcut = (
+                    Conv3x3(self.filters, uniform(), name="conv_2") if wide else dense(self.filters, "nin_0", 0.1)
                 )
         inside = (None, None, None, self.filters)
         self.norm_0.build(input_shape)
@@ -205,9 +203,7 @@ class Attention(keras.layers.Layer):
 
     def build(self, input_shape):
         self.norm_0 = GroupNorm(name="norm_0")
-        self.products = [
-            dense(input_shape[-1], f"nin_{i}", 0.1 if i < 3 else self.init_scale) for i in range(4)
-        ]
+        self.products = [dense(input_shape[-1], f"nin_{i}", 0.1 if i < 3 else self.init_scale) for i in range(4)]
         for layer in (self.norm_0, *self.products):
             layer.build(input_shape)
 
@@ -714,7 +710,7 @@ class ScoreModel(keras.Model):
         return self.synthesise(self.masked(found, spectra) if self.masks else found, ops.shape(state)[2])
 
     def masked(self, masks, spectra):
-        """Masks [batch, 2 * sources, 2, frames, bins], of the state first, times [batch, sources + 1, 2, frames, bins]."""
+        """Masks [batch, 2 sources, 2, frames, bins], the state's first, times [batch, sources + 1, 2, frames, bins]."""
         batch, _, _, frames, bins = ops.shape(masks)
         state = ops.slice(spectra, (0,) * 5, (batch, self.sources, 2, frames, bins))
         mixture = ops.slice(spectra, (0, self.sources, 0, 0, 0), (batch, 1, 2, frames, bins))

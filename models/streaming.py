@@ -84,7 +84,7 @@ class StreamingSeparator(WaveformStream):
 class StreamingNetworks:
     """Both networks and the clustering as a pure function of a state and some frames.
 
-    Call: (state, frames [frames, bins, 2]) -> (state, estimates [talkers, frames, bins, 2] in the order of the talkers).
+    Call: (state, frames [frames, bins, 2]) -> (state, estimates [talkers, frames, bins, 2] in the talkers' order).
     """
 
     def __init__(self, unet, grouping=None):

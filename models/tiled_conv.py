@@ -54,7 +54,11 @@ def correlation(length, taps, inputs, outputs):
             twice = 2 / length
             columns += [twice * (back_real + back_imaginary), twice * back_imaginary, -twice * back_real]
     input_sums, kernel_sums, outputs_of = (np.concatenate(m).astype(np.float32) for m in (rows, kernels, columns))
-    return np.ascontiguousarray(input_sums[:, inputs.start : inputs.stop]), kernel_sums, np.ascontiguousarray(outputs_of.T)
+    return (
+        np.ascontiguousarray(input_sums[:, inputs.start : inputs.stop]),
+        kernel_sums,
+        np.ascontiguousarray(outputs_of.T),
+    )
 
 
 @functools.cache
@@ -129,7 +133,9 @@ def tiled_conv(x, kernel, dilation, bias=None):
     x = ops.reshape(x, (products, tiles * size)) if alone else ops.transpose(x, (1, 0, 2))
 
     # Each sum along the columns.
-    kernels = ops.reshape(ops.matmul(kernel_sums, ops.reshape(kernel, (taps, -1))), (products, column_taps, channels, filters))
+    kernels = ops.reshape(
+        ops.matmul(kernel_sums, ops.reshape(kernel, (taps, -1))), (products, column_taps, channels, filters)
+    )
     neighbours = step == 1 or picture
     shape = (batch, -1, wide, channels) if neighbours else (-1, wide, step, channels)
     done = [

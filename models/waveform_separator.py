@@ -35,9 +35,7 @@ class DeepCasaSeparator(keras.Model):
         self.built = True  # as its nets are
 
     def call(self, waveforms):
-        stft, istft = (
-            (spectral.real_stft, spectral.real_istft) if self.real else (spectral.stft, spectral.istft)
-        )
+        stft, istft = (spectral.real_stft, spectral.real_istft) if self.real else (spectral.stft, spectral.istft)
         samples = ops.shape(waveforms)[1]
         # Silence around the recording, so that its ends are seen by as many frames as all else.
         lead = 0 if self.causal else self.fft_size
@@ -85,8 +83,8 @@ class TargetExtractor(keras.Model):
     """SpEx+ from the waveforms of a mixture and an enrolment to that of the enrolled talker, in one graph.
 
     Call: [1, samples], [1, samples'] -> [1, 1, samples], float32, at the rate of training: the short window's estimate,
-    as loud as it is in the mixture by least squares. A mixture that is shorter than a window is filled up with zeros, an
-    enrolment that is too short repeated.
+    as loud as it is in the mixture by least squares. A mixture that is shorter than a window is filled up with zeros,
+    an enrolment that is too short repeated.
 
     Args:
         model: SpexPlus.

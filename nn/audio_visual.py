@@ -306,7 +306,9 @@ class AudioVisual:
             UserError: there are none, or they do not fit the network.
         """
         if embeddings is None:
-            raise UserError(f"{self.source}: separates by the faces that are seen; give their video to nn/separate.py --video")
+            raise UserError(
+                f"{self.source}: separates by the faces that are seen; give their video to nn/separate.py --video"
+            )
         faces, _, size = np.shape(embeddings)
         if faces > self.talkers or size != self.model.embedding_dim:
             raise UserError(

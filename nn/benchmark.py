@@ -258,7 +258,9 @@ def measure_cost(system, settings, batch_size, seconds, repeats):
     forward_cpu, forward_wall = time_calls(lambda: tf.nest.flatten(forward(batch))[0].numpy(), repeats)
     extraction = {}
     if system == "spex_plus":
-        extract = compiled(lambda batch: model.extract(batch["mixture"], model.embed(batch["enrolment"]))["short"], spec)
+        extract = compiled(
+            lambda batch: model.extract(batch["mixture"], model.embed(batch["enrolment"]))["short"], spec
+        )
         extraction["extraction_cpu_s"], _ = time_calls(lambda: extract(batch).numpy(), repeats)
     if system == "looking_to_listen":  # whose training batches all have one length
         spec = {key: tf.TensorSpec(value.shape, value.dtype) for key, value in batch.items()}

@@ -85,8 +85,8 @@ def compare(separator, settings, utterances):
             alone.append(np.max(best_scores(separator(heard, settings.sample_rate), scene, heard)[0]))
         rows.append((np.mean(in_file), np.mean(alone), right / len(places)))
         print(
-            f"{' and '.join(pair)}: {len(mixture) / settings.sample_rate:.0f} s, SI-SDRi {rows[-1][0]:.2f} dB in the file,"
-            f" {rows[-1][1]:.2f} dB scene by scene, {100 * rows[-1][2]:.0f} % of the scenes in their channels",
+            f"{' and '.join(pair)}: {len(mixture) / settings.sample_rate:.0f} s, SI-SDRi {rows[-1][0]:.2f} dB in the"
+            f" file, {rows[-1][1]:.2f} dB scene by scene, {100 * rows[-1][2]:.0f} % of the scenes in their channels",
             flush=True,
         )
     return np.mean(rows, axis=0)
@@ -110,7 +110,9 @@ def main(_):
     utterances = utterances_by_talker(settings, read_names(FLAGS.wav_list_folder, "tt", settings.talkers))
     separator = Separator(FLAGS.resume_model, FLAGS.window_seconds, FLAGS.overlap_seconds)
     in_file, alone, right = compare(separator, settings, utterances)
-    print(f"mean of {FLAGS.dialogues}: {in_file:.2f} dB in the file, {alone:.2f} dB scene by scene, {100 * right:.0f} %")
+    print(
+        f"mean of {FLAGS.dialogues}: {in_file:.2f} dB in the file, {alone:.2f} dB scene by scene, {100 * right:.0f} %"
+    )
     sources, _ = dialogue(settings, utterances, sorted(utterances)[: settings.talkers], 5, 0)
     with tempfile.TemporaryDirectory() as folder:
         short, long = (memory_mib(settings, sources.sum(axis=0), minutes, folder) for minutes in (1, FLAGS.minutes))

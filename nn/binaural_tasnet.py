@@ -102,7 +102,9 @@ def define_flags():
     train.define_training_flags(learning_rate=1.5e-4, lr_decay=0.5)
     define_model_flags()
     flags.DEFINE_string("exp_name", "binaural_tasnet", "name of the experiment: exp/<exp_name>")
-    flags.DEFINE_string("data_folder", "binaural", "what feat/binaural_mix.py writes, or a folder with tr/, cv/ and tt/")
+    flags.DEFINE_string(
+        "data_folder", "binaural", "what feat/binaural_mix.py writes, or a folder with tr/, cv/ and tt/"
+    )
     flags.DEFINE_string("mode", "min", "length rule of the mixtures: min or max")
     flags.DEFINE_integer("sample_rate", 8000, "Hz, of the mixtures", lower_bound=1)
     flags.DEFINE_float("segment_seconds", 0.0, "train on pieces of so many seconds; 0: whole mixtures", lower_bound=0)

@@ -150,13 +150,11 @@ def require(prefix):
     """Raises UserError unless there is a checkpoint."""
     prefix = resolve(prefix)
     if not os.path.exists(prefix + INDEX):
-        raise UserError(
-            f"{prefix}: no checkpoint here ({prefix}{INDEX} is missing); give the prefix without .index"
-        )
+        raise UserError(f"{prefix}: no checkpoint here ({prefix}{INDEX} is missing); give the prefix without .index")
 
 
 def find_best(given):
-    """Checkpoints of prefixes and of folders, below which every `best` is looked at. Raises UserError if there is none."""
+    """Checkpoints of prefixes and of folders, of which every `best` is looked at. Raises UserError if there is none."""
     prefixes = []
     for path in map(os.fspath, given):
         below = [path]
@@ -200,12 +198,11 @@ class Reader:
 
     @property
     def system(self):
-        """"dense_unet" or "sequential_grouping" if the original wrote it, what config.json says otherwise."""
+        """Says "dense_unet" or "sequential_grouping" if the original wrote it, what config.json says otherwise."""
         for scope, system in reference_checkpoint.STAGES.items():
             if any(name.startswith(scope) for name in self.shapes):
                 return system
         return (read_config(self.prefix) or {}).get("system", "unknown")
-
 
     def reference_names(self, model):
         """{weight of ours: name(s) here}, of a checkpoint of the original."""

@@ -156,6 +156,4 @@ def best_order(reference, signals):
 def permute(estimates, assignment):
     """Puts estimates in talker order: [talkers, frames, ...] and permutation indices [frames]."""
     inverse = np.argsort(permutations(estimates.shape[0]), axis=1)[assignment]  # [T, talker]
-    return np.take_along_axis(
-        estimates, inverse.T.reshape(*inverse.T.shape, *[1] * (estimates.ndim - 2)), axis=0
-    )
+    return np.take_along_axis(estimates, inverse.T.reshape(*inverse.T.shape, *[1] * (estimates.ndim - 2)), axis=0)

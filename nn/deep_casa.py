@@ -294,7 +294,7 @@ class OutputFolder:
         print(f"{self.folder}: {count} mixtures separated, .bin and .wav")
         if self.quietened:
             print(
-                f"{self.folder}: {self.quietened} of them were made quieter in the .wav, not in the .bin, to fit 16 bits"
+                f"{self.folder}: {self.quietened} of them were made quieter in the .wav, not the .bin, to fit 16 bits"
             )
 
 

@@ -282,13 +282,15 @@ def build_page(gradio, separators, examples=()):
                 system = gradio.Radio(choices, value=choices[0][1], label="System", elem_id="system")
                 button = gradio.Button("Separate", variant="primary", scale=0, elem_id="separate")
         voice = gradio.Audio(
-            label="The voice to extract, alone", type="filepath", editable=False, buttons=[], elem_id="voice",
+            label="The voice to extract, alone",
+            type="filepath",
+            editable=False,
+            buttons=[],
+            elem_id="voice",
             visible=needs_voice(choices[0][1]),
         )
         if any(map(needs_voice, separators)):
-            system.change(
-                lambda name: gradio.Audio(visible=needs_voice(name)), system, voice, api_visibility="private"
-            )
+            system.change(lambda name: gradio.Audio(visible=needs_voice(name)), system, voice, api_visibility="private")
         if examples:
             labels = [os.path.basename(path) for path in examples]
             gradio.Examples([[path] for path in examples], [recording], example_labels=labels, api_visibility="private")
@@ -300,20 +302,37 @@ def build_page(gradio, separators, examples=()):
             with gradio.Row(visible=False, equal_height=True, elem_id=f"row{row}") as box:
                 parts.append(
                     gradio.Audio(
-                        label=label, interactive=False, type="filepath", scale=2, buttons=["download"],
-                        waveform_options=player, min_width=280, elem_classes="player",
+                        label=label,
+                        interactive=False,
+                        type="filepath",
+                        scale=2,
+                        buttons=["download"],
+                        waveform_options=player,
+                        min_width=280,
+                        elem_classes="player",
                     )
                 )
                 parts.append(
                     gradio.Image(
-                        show_label=False, interactive=False, type="filepath", buttons=[], scale=3, height=150,
-                        min_width=320, elem_classes="picture", alt_text=f"Spectrogram of the {label.lower()}",
+                        show_label=False,
+                        interactive=False,
+                        type="filepath",
+                        buttons=[],
+                        scale=3,
+                        height=150,
+                        min_width=320,
+                        elem_classes="picture",
+                        alt_text=f"Spectrogram of the {label.lower()}",
                     )
                 )
             boxes.append(box)
         button.click(
-            separate, [recording, system, voice], [status, *boxes, *parts],
-            show_progress_on=recording, concurrency_limit=1, api_visibility="private",
+            separate,
+            [recording, system, voice],
+            [status, *boxes, *parts],
+            show_progress_on=recording,
+            concurrency_limit=1,
+            api_visibility="private",
         )
     return page
 
@@ -339,9 +358,7 @@ def serve(gradio, page, host, port):
         async def __call__(self, scope, receive, send):
             async def send_with_policy(message):
                 if message["type"] == "http.response.start":
-                    message["headers"] = [
-                        *message["headers"], (b"content-security-policy", CONTENT_POLICY.encode())
-                    ]
+                    message["headers"] = [*message["headers"], (b"content-security-policy", CONTENT_POLICY.encode())]
                 await send(message)
 
             await self.app(scope, receive, send_with_policy)
@@ -352,9 +369,20 @@ def serve(gradio, page, host, port):
         primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
     )
     page.launch(
-        server_name=host, server_port=port, share=False, ssr_mode=False, quiet=True, prevent_thread_lock=True,
-        theme=theme, css=STYLE, footer_links=[], run_history=False, pwa=False, mcp_server=False,
-        enable_monitoring=False, app_kwargs={"middleware": [Middleware(Policy)]},
+        server_name=host,
+        server_port=port,
+        share=False,
+        ssr_mode=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        theme=theme,
+        css=STYLE,
+        footer_links=[],
+        run_history=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        app_kwargs={"middleware": [Middleware(Policy)]},
     )
     print(f"http://{host}:{port}   Ctrl-C ends it", flush=True)
     try:

@@ -118,9 +118,7 @@ def distribute(strategy, make_batches):
 
     def of_this_process(context):
         count = strategy.num_replicas_in_sync // context.num_input_pipelines
-        return make_batches(
-            dataset.Share(strategy.num_replicas_in_sync, context.input_pipeline_id * count, count)
-        )
+        return make_batches(dataset.Share(strategy.num_replicas_in_sync, context.input_pipeline_id * count, count))
 
     return strategy.distribute_datasets_from_function(of_this_process)
 

@@ -79,7 +79,9 @@ SIZE_FLAGS = {
 NUMBERS = ("ch_mult", "attn_resolutions", "fir_kernel")  # lists of integers
 
 # Flags' values; those of config/model/default and config/datamodule/default are the flags' defaults.
-_REFERENCE = dict(ema_decay=0.999, clip_norm=5.0, batch_per_device=True, cv_utterances=0, keep_checkpoints=20, log_steps=10)
+_REFERENCE = dict(
+    ema_decay=0.999, clip_norm=5.0, batch_per_device=True, cv_utterances=0, keep_checkpoints=20, log_steps=10
+)
 _SMALL = dict(
     init_hack_p=0.8,
     predicts="sources",
@@ -190,7 +192,9 @@ class ValidationSeparation:
         pictures: how many to keep for `pictures`.
     """
 
-    def __init__(self, reverse, mixtures, segment=0, scores=("si_sdr",), clamp_db=30.0, zero_mean=True, seed=0, pictures=0):
+    def __init__(
+        self, reverse, mixtures, segment=0, scores=("si_sdr",), clamp_db=30.0, zero_mean=True, seed=0, pictures=0
+    ):
         self.reverse = reverse
         self.mixtures = mixtures
         self.segment = segment
@@ -260,7 +264,9 @@ def define_flags():
     flags.DEFINE_bool("batch_per_device", False, "--batch_size is that of a device")
     flags.DEFINE_float("t_rev_init", 0.03, "how long before 1 --init_hack 1, 2 and 3 begin", 0.0, 1.0)
     flags.DEFINE_enum("time_sampling_strategy", "uniform", TIME_SAMPLING, "times of training")
-    flags.DEFINE_enum("train_source_order", "power", ORDERS, "of the sources, for --init_hack 0 to 4", case_sensitive=False)
+    flags.DEFINE_enum(
+        "train_source_order", "power", ORDERS, "of the sources, for --init_hack 0 to 4", case_sensitive=False
+    )
     flags.DEFINE_integer("init_hack", 0, "how training knows of the mixture; see models/diffusion_losses.py", 0, 7)
     flags.DEFINE_float("init_hack_p", None, "of examples at the mixture, for --init_hack 4 to 7; 1 / --sde_N", 0.0, 1.0)
     flags.DEFINE_float("mmnr_thresh_pit", -10.0, "dB, under which the order of sources is free, for --init_hack 6")
@@ -334,7 +340,7 @@ def define_model_flags():
 
 
 def apply_preset():
-    """Gives the preset's values to all flags that were not given. Raises UserError for values that do not go together."""
+    """Gives the preset's values to all flags that were not given. Raises UserError for some that do not go together."""
     for name, value in PRESETS[FLAGS.preset].items():
         if not FLAGS[name].present:
             FLAGS[name].value = value

@@ -18,7 +18,7 @@ SAMPLE_RATE = 8000  # of the published network
 
 
 def system_of(names):
-    """"ncsnpp" or "cdiffuse", None for something else."""
+    """Gives "ncsnpp" or "cdiffuse", None for something else."""
     for system, mark in MARKS.items():
         if any(name == mark or name.endswith("." + mark) for name in names):
             return system

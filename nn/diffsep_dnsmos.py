@@ -73,7 +73,9 @@ def main(_):
         raise UserError("--results is missing: the folder that nn/diffsep_evaluate.py wrote")
     splits = values.splits
     if not splits and values.run:
-        splits = sorted(os.path.basename(path) for path in glob.glob(os.path.join(glob.escape(values.results), "wav", "*")))
+        splits = sorted(
+            os.path.basename(path) for path in glob.glob(os.path.join(glob.escape(values.results), "wav", "*"))
+        )
     elif not splits:
         found = glob.glob(os.path.join(glob.escape(values.results), "*_dnsmos.csv"))
         splits = sorted(os.path.basename(path).removesuffix("_dnsmos.csv") for path in found)

@@ -238,7 +238,9 @@ def _whole(options, records, split, index):
     if not _saved(options, index):
         return True
     first = os.path.join(options.folder, "wav", split, audio_names(index, 1)[0])
-    return os.path.exists(first) and (options.source == UNPROCESSED or os.path.exists(_figure_path(options, split, index)))
+    return os.path.exists(first) and (
+        options.source == UNPROCESSED or os.path.exists(_figure_path(options, split, index))
+    )
 
 
 def _read_record(records, index):
@@ -361,7 +363,14 @@ def splits_of_flags(values):
 def format_summary(split, summary):
     """A line on the means of a split."""
     parts = [f"{summary['number']} recordings"]
-    for name, unit in (("si_sdr", " dB"), ("si_sdri", " dB"), ("si_sir", " dB"), ("si_sar", " dB"), ("pesq", ""), ("stoi", "")):
+    for name, unit in (
+        ("si_sdr", " dB"),
+        ("si_sdri", " dB"),
+        ("si_sir", " dB"),
+        ("si_sar", " dB"),
+        ("pesq", ""),
+        ("stoi", ""),
+    ):
         if summary.get(name) is not None:
             parts.append(f"{name.upper().replace('_', '-')} {summary[name]:.3f}{unit}")
     if summary.get("nfe"):

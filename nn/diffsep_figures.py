@@ -1,10 +1,10 @@
-r"""Pictures of diffusion separation: a metric over result folders, and the process itself.
+"""Pictures of diffusion separation: a metric over result folders, and the process itself.
 
-    python nn/diffsep_figures.py --results results --metric si_sdr          results/test_si_sdr.png: against N, against
-                                                                            the corrector's size and its steps
-    python nn/diffsep_figures.py --marginals --output_folder figures        means and deviations of the process over time
-    python nn/diffsep_figures.py --percentiles results/RUN                  a bad, a middling and a good file, from what
-                                                                            nn/diffsep_evaluate.py --save_n -1 kept
+python nn/diffsep_figures.py --results results --metric si_sdr          results/test_si_sdr.png: against N, against
+                                                                        the corrector's size and its steps
+python nn/diffsep_figures.py --marginals --output_folder figures        means and deviations of the process over time
+python nn/diffsep_figures.py --percentiles results/RUN                  a bad, a middling and a good file, from what
+                                                                        nn/diffsep_evaluate.py --save_n -1 kept
 """
 
 import glob
@@ -178,7 +178,9 @@ def examples_figure(folder, split, results, chosen, metric):
             raise UserError(f"{stem}.mix.wav: no such file; evaluate with --save_n -1")
         rows.append((f"{name}: {metric} {file_mean(results[index][metric]):.2f}", paths))
     columns = max(len(paths) for _, paths in rows)
-    figure, axes = plt.subplots(len(rows), columns, figsize=(3.6 * columns, 2 * len(rows)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(3.6 * columns, 2 * len(rows)), squeeze=False, layout="constrained"
+    )
     for line, (title, paths) in zip(axes, rows):
         signals = [read_mono(path) for path in paths]
         top = max(spectrogram(signal).max() for signal in signals)
@@ -217,8 +219,8 @@ def main(_):
         figure = sweep_figure(rows, values.metric) if rows else None
         if figure is None:
             raise UserError(
-                f"{values.results}: {len(rows)} result folders with {values.metric} of {values.split}, alike in all that"
-                " is plotted; evaluate with several -N, --snr or --corrector_steps (--tag is no hindrance)"
+                f"{values.results}: {len(rows)} result folders with {values.metric} of {values.split}, alike in all"
+                " that is plotted; evaluate with several -N, --snr or --corrector_steps (--tag is no hindrance)"
             )
         print(save(figure, os.path.join(folder, f"{values.split}_{values.metric}.{values.format}")))
     if values.percentiles:

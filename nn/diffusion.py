@@ -40,7 +40,9 @@ PUBLISHED = dict(
     fresh=0.0,
     t_start=1.0,
 )
-QUIETEST_WINDOW = 0.1  # windows are brought to one level, but no further up than if they were at this share of the file's
+QUIETEST_WINDOW = (
+    0.1  # windows are brought to one level, but no further up than if they were at this share of the file's
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +230,9 @@ class Reverse:
 
 def project(estimates, mixture):
     """Estimates [..., samples] as loud as they are in the mixture [..., samples], by least squares."""
-    return estimates * projection(np.sum(mixture * estimates, axis=-1), np.sum(estimates**2 + 1e-10, axis=-1))[..., None]
+    return (
+        estimates * projection(np.sum(mixture * estimates, axis=-1), np.sum(estimates**2 + 1e-10, axis=-1))[..., None]
+    )
 
 
 def projection(products, energies):

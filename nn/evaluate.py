@@ -344,9 +344,7 @@ def _require_scorable(metric_names, sample_rate, talkers, num_workers):
             raise UserError(f"--metrics {metric}: should be some of {', '.join(metrics.METRICS)}")
     if "pesq" in metric_names and sample_rate not in metrics.PESQ_MODES:
         rates = " and ".join(map(str, metrics.PESQ_MODES))
-        raise UserError(
-            f"--sample_rate {sample_rate}: PESQ is defined at {rates} Hz; leave it out of --metrics"
-        )
+        raise UserError(f"--sample_rate {sample_rate}: PESQ is defined at {rates} Hz; leave it out of --metrics")
     if talkers < 1 or num_workers < 0:
         raise UserError(f"--talkers {talkers} --num_workers {num_workers}: should be 1 and 0 at least")
 
@@ -377,8 +375,7 @@ def _mixture_names(systems, dataset):
     for system in systems:
         if system.source == "wav":
             raise UserError(
-                f"{system.folder}: wav estimates need --data_folder and --wav_list_folder, where the"
-                " references are"
+                f"{system.folder}: wav estimates need --data_folder and --wav_list_folder, where the references are"
             )
         names |= {file[: -len(".bin")] for file in os.listdir(system.folder) if file.endswith(".bin")}
     return sorted(names)
@@ -415,9 +412,7 @@ def _dataset_paths(name, dataset):
     """Paths of s1, s2, ... and the mixture."""
     if not dataset.data_folder:
         raise UserError("--data_folder: missing; wav estimates are scored against the references in it")
-    paths = mixture_paths(
-        dataset.data_folder, dataset.set_name, name, dataset.talkers, sample_rate=dataset.sample_rate
-    )
+    paths = mixture_paths(dataset.data_folder, dataset.set_name, name, dataset.talkers, sample_rate=dataset.sample_rate)
     return list(paths.values())
 
 

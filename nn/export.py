@@ -116,7 +116,9 @@ def signature(trained, samples):
 
 
 def write_saved_model(trained, path, samples):
-    OneRecording(trained.separator).export(path, "tf_saved_model", verbose=False, input_signature=signature(trained, samples))
+    OneRecording(trained.separator).export(
+        path, "tf_saved_model", verbose=False, input_signature=signature(trained, samples)
+    )
 
 
 def load_saved_model(path):
@@ -301,7 +303,9 @@ def remove(path):
 
 def main(_):
     if not FLAGS.resume_model:
-        raise UserError("--resume_model is missing: the checkpoint of SpEx+, or of each stage of Deep CASA, or a folder")
+        raise UserError(
+            "--resume_model is missing: the checkpoint of SpEx+, or of each stage of Deep CASA, or a folder"
+        )
     formats = choose_formats(FLAGS.formats)
     checkpoints = find_checkpoints(FLAGS.resume_model)
     trained = load_trained(checkpoints)

@@ -369,8 +369,8 @@ class TargetTalker:
         settings = self.extractor.model.settings
         if not settings["causal"] or settings["norm"] == "global":
             raise UserError(
-                f"{self.source}: not causal, it looks at what is still to come; train with --causal --norm cumulative, or"
-                " extract from whole recordings with nn/separate.py"
+                f"{self.source}: not causal, it looks at what is still to come; train with --causal --norm cumulative,"
+                " or extract from whole recordings with nn/separate.py"
             )
         return StreamingExtractor(self.extractor.model, enrolment, compile_step)
 

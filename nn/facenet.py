@@ -86,7 +86,9 @@ def read_keras(path):
         with h5py.File(path, "r") as file:
             (file["model_weights"] if "model_weights" in file else file).visititems(visit)
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: no weights of keras-facenet can be read there ({error}); download it again") from error
+        raise UserError(
+            f"{path}: no weights of keras-facenet can be read there ({error}); download it again"
+        ) from error
     if "last_linear.weight" not in arrays:
         raise UserError(f"{path}: holds no weights of keras-facenet's InceptionResNetV1; check --face_weights")
     return arrays
@@ -165,7 +167,9 @@ class FaceNet:
 
 def define_flags():
     embed_faces.define_flags(names=("facenet",))
-    flags.DEFINE_string("face_weights", None, "file of facenet-pytorch or keras-facenet, such as 20180402-114759-vggface2.pt")
+    flags.DEFINE_string(
+        "face_weights", None, "file of facenet-pytorch or keras-facenet, such as 20180402-114759-vggface2.pt"
+    )
     flags.DEFINE_bool("raw_pixels", False, "feed pixels as they are, 0 to 255; on with --parity")
 
 

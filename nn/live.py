@@ -75,7 +75,9 @@ def microphone_blocks(sample_rate, size, channels=None):
                 block = heard.get()
                 yield block if channels else block[0]
     except sounddevice.PortAudioError as error:
-        raise UserError(f"--input microphone: {error}; choose another device or pipe raw samples in: --input -") from error
+        raise UserError(
+            f"--input microphone: {error}; choose another device or pipe raw samples in: --input -"
+        ) from error
 
 
 def open_input(name, sample_rate, seconds, channels=None):
@@ -163,7 +165,7 @@ class Stopwatch:
 
 
 class Ending:
-    """Ctrl-C and SIGTERM end the recording: at once while it is waited for, else after the block; twice: leave at once."""
+    """Ctrl-C and SIGTERM end the recording: at once while it is waited for, else after the block; twice: leave."""
 
     def __init__(self):
         self.asked = self.waiting = False
@@ -234,7 +236,9 @@ def main(_):
 if __name__ == "__main__":
     flags.DEFINE_multi_string("resume_model", [], "checkpoint; of Deep CASA one of each stage, or a folder with both")
     flags.DEFINE_multi_string("enrolment", [], "of SpEx+: recording of the wanted talker; repeat to average several")
-    flags.DEFINE_string("input", "-", "-: raw samples from stdin; microphone; a recording; or a file of raw samples, .raw")
+    flags.DEFINE_string(
+        "input", "-", "-: raw samples from stdin; microphone; a recording; or a file of raw samples, .raw"
+    )
     flags.DEFINE_string("output_dir", "separated", "folder of the talkers' wavs; empty: none")
     flags.DEFINE_enum("stdout", "none", ["none", "raw"], "raw: float32 little-endian to stdout, interleaved")
     flags.DEFINE_float("block_seconds", 0.064, "taken at a time; shorter is sooner, longer costs less", 0.001, 60.0)

@@ -1,13 +1,13 @@
 """Looking to Listen: separates the voices whose faces are seen.
 
-    python nn/looking_to_listen.py --is_deploy 0                       trains on faces/train.csv, checks on faces/val.csv
-    python nn/looking_to_listen.py --is_deploy 0 --dynamic_mixing      mixes the pieces of faces/train.csv anew
+    python nn/looking_to_listen.py --is_deploy 0                      trains on faces/train.csv, checks on faces/val.csv
+    python nn/looking_to_listen.py --is_deploy 0 --dynamic_mixing     mixes the pieces of faces/train.csv anew
     python nn/looking_to_listen.py --is_deploy 1 --table val.csv [--count 3]    separates a table's mixtures, and scores
 
 The same command goes on where training was stopped. --data_folder (faces) is what feat/avspeech makes: audio/, mixed/,
-embed/ and tables. --resume_model takes a prefix of ours, `best` beside it, or a PyTorch file of vitrioil/Speech-Separation
-or of asteroid's recipe, whose sizes are read from it (--spectrogram asteroid for the recipe's, --reshape for those
-trained before 13 February 2021).
+embed/ and tables. --resume_model takes a prefix of ours, `best` beside it, or a PyTorch file of
+vitrioil/Speech-Separation or of asteroid's recipe, whose sizes are read from it (--spectrogram asteroid for the
+recipe's, --reshape for those trained before 13 February 2021).
 """
 
 import os
@@ -104,7 +104,9 @@ class AudioVisualSeparation:
             if self.loss != "discriminative":
                 loss = loss - found["si_sdr"] * (1.0 if self.loss == "si_sdr" else self.wave_weight)
             if not training:
-                before = losses.si_sdr(ops.broadcast_to(ops.expand_dims(batch["mixture"], 1), ops.shape(sources)), sources)
+                before = losses.si_sdr(
+                    ops.broadcast_to(ops.expand_dims(batch["mixture"], 1), ops.shape(sources)), sources
+                )
                 found["si_sdri"] = ops.mean(si_sdr - before, axis=1)
                 sdr = tf.numpy_function(_sdr, [voices, sources, batch["mixture"]], tf.float32)
                 found["sdr"], found["sdri"] = tf.unstack(tf.ensure_shape(sdr, (2, None)))
@@ -136,8 +138,12 @@ def define_flags():
     flags.DEFINE_float("segment_seconds", CLIP_SECONDS, "of the training mixtures, cut or padded", lower_bound=0.5)
     flags.DEFINE_bool("dynamic_mixing", False, "mix the pieces of --train_table anew at every step")
     flags.DEFINE_integer("epoch_mixtures", 0, "in an epoch of --dynamic_mixing; 0: one for every piece", lower_bound=0)
-    flags.DEFINE_integer("talkers", 0, "in a mixture of --dynamic_mixing; 0: as many as faces, 2 at least", lower_bound=0)
-    flags.DEFINE_float("gain_db", 5.0, "of --dynamic_mixing: talkers are so much louder or softer at most", lower_bound=0)
+    flags.DEFINE_integer(
+        "talkers", 0, "in a mixture of --dynamic_mixing; 0: as many as faces, 2 at least", lower_bound=0
+    )
+    flags.DEFINE_float(
+        "gain_db", 5.0, "of --dynamic_mixing: talkers are so much louder or softer at most", lower_bound=0
+    )
     flags.DEFINE_float("shift_seconds", 0.5, "of --dynamic_mixing: and so much earlier or later", lower_bound=0)
     flags.DEFINE_string("noise_folder", "", "recordings of noise for --dynamic_mixing")
     flags.DEFINE_float("noise_share", 0.5, "of the mixtures that have noise, if there is any", 0.0, 1.0)
@@ -146,7 +152,9 @@ def define_flags():
     flags.DEFINE_enum("loss", "discriminative", list(LOSSES), "of compressed spectrograms, of waves, or of both")
     flags.DEFINE_float("gamma", 0.0, "of the discriminative loss; the reference's is 0.1", lower_bound=0)
     flags.DEFINE_float("wave_weight", 0.01, "of the SI-SDR in --loss both, a dB", lower_bound=0)
-    flags.DEFINE_float("cycle_epochs", 4.0, "epochs in which the rate rises tenfold, and in which it falls", lower_bound=0.01)
+    flags.DEFINE_float(
+        "cycle_epochs", 4.0, "epochs in which the rate rises tenfold, and in which it falls", lower_bound=0.01
+    )
     flags.DEFINE_bool("cycle_in_validation", False, "validation moves the cycle too, as in the reference")
     flags.DEFINE_bool("parity", False, "as the reference, quirks included; see the README")
     flags.DEFINE_string("table", "val.csv", "that --is_deploy 1 separates, below --data_folder")
@@ -164,7 +172,9 @@ def define_model_flags():
     published = PRESETS["published"]
     flags.DEFINE_enum("preset", "published", list(PRESETS), "sizes; small is for two cores")
     flags.DEFINE_integer("faces", 2, "that are seen at the same time", lower_bound=1)
-    flags.DEFINE_integer("n_channels", published["n_channels"], "of the convolutions over the spectrogram", lower_bound=1)
+    flags.DEFINE_integer(
+        "n_channels", published["n_channels"], "of the convolutions over the spectrogram", lower_bound=1
+    )
     flags.DEFINE_integer("n_last_channels", published["n_last_channels"], "of the last of them", lower_bound=1)
     flags.DEFINE_integer("n_video_channels", published["n_video_channels"], "of those over the faces", lower_bound=1)
     flags.DEFINE_integer("n_lstm_units", published["n_lstm_units"], "of the LSTM, each way", lower_bound=1)

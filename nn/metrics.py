@@ -68,9 +68,7 @@ DEFINITIONS = {
 }
 
 
-def si_sdr(
-    estimates: ArrayLike, references: ArrayLike, zero_mean: bool = True, pairwise: bool = False
-) -> np.ndarray:
+def si_sdr(estimates: ArrayLike, references: ArrayLike, zero_mean: bool = True, pairwise: bool = False) -> np.ndarray:
     """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al., ICASSP 2019).
 
     Args:
@@ -310,9 +308,7 @@ def score(
     return {metric: METRICS[metric](estimates, references, sample_rate) for metric in metrics}
 
 
-def with_improvements(
-    scores: dict[str, np.ndarray], mixture_scores: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def with_improvements(scores: dict[str, np.ndarray], mixture_scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`scores` with "si_sdri", "sdri", ... behind the metric: what is gained over the mixture, in dB."""
     extended = {}
     for metric, values in scores.items():
@@ -322,9 +318,7 @@ def with_improvements(
     return extended
 
 
-def frame_accuracy(
-    assigned: ArrayLike, oracle: ArrayLike, weight: ArrayLike | None = None, talkers: int = 2
-) -> float:
+def frame_accuracy(assigned: ArrayLike, oracle: ArrayLike, weight: ArrayLike | None = None, talkers: int = 2) -> float:
     """Share of frames whose estimates go to the right talkers, under the best naming of the talkers.
 
     Talkers found by clustering have no names, so one relabelling of them, the best for the utterance,

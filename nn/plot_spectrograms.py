@@ -26,7 +26,7 @@ METHODS = ("tsne", "pca", "umap")
 
 
 def find_files(folder, kind="none", count=0):
-    """Sorted paths of .npy files of a kind, "none" (all), "mixed" or "raw"; the first `count`, 0: all. Raises UserError."""
+    """Sorted paths of .npy files of a kind, "none" (all), "mixed" or "raw"; the first `count`, 0: all; or UserError."""
     paths = sorted(glob.glob(os.path.join(glob.escape(folder), "*.npy")))
     if kind != "none":
         paths = [path for path in paths if is_mixture(path) == (kind == "mixed")]

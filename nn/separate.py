@@ -375,9 +375,7 @@ def main(argv):
     inputs = list_inputs([*argv[1:], *FLAGS.video])
     checkpoints = find_checkpoints(FLAGS.resume_model)
     options = options_of_flags(next(iter(checkpoints)))
-    separator = Separator(
-        checkpoints.values(), FLAGS.window_seconds, FLAGS.overlap_seconds, FLAGS.grouping, **options
-    )
+    separator = Separator(checkpoints.values(), FLAGS.window_seconds, FLAGS.overlap_seconds, FLAGS.grouping, **options)
     system = separator.system
     if separator.channels and FLAGS["channels"].present:
         raise UserError(f"--channels: {system.NAME} takes both ears of a recording together; leave it out")
@@ -408,7 +406,9 @@ def main(argv):
             failed += 1
             print(f"error: {error}", file=sys.stderr, flush=True)
     if failed:
-        raise UserError(f"{failed} of {len(inputs)} recordings were not separated; the others lie in {FLAGS.output_dir}")
+        raise UserError(
+            f"{failed} of {len(inputs)} recordings were not separated; the others lie in {FLAGS.output_dir}"
+        )
 
 
 def _separate_video(separator, path, name, embedder, same):
@@ -464,7 +464,9 @@ if __name__ == "__main__":
     flags.DEFINE_float("snr", None, "DiffSep: size of the corrector's steps", lower_bound=0)
     flags.DEFINE_integer("corrector_steps", None, "DiffSep: of the corrector at every time", lower_bound=0)
     flags.DEFINE_enum("solver", None, SOLVER_NAMES, "DiffSep: reference, or one of fewer calls; see the README")
-    flags.DEFINE_multi_string("video", [], "Looking to Listen: video whose faces say whose voices to take apart; repeat")
+    flags.DEFINE_multi_string(
+        "video", [], "Looking to Listen: video whose faces say whose voices to take apart; repeat"
+    )
     flags.DEFINE_bool("render", False, "Looking to Listen: also write a video of every face with its voice")
     flags.DEFINE_enum("detector", "mtcnn", DETECTORS, "of faces; told: boxes are in <video>.faces.csv")
     flags.DEFINE_string("face_weights", "", "FaceNet's weights, for networks that go by its embeddings")

@@ -92,14 +92,18 @@ def separate_video(separator, path, folder, name, embedder, *, detector="mtcnn",
             f"{path}: {len(tracks.seconds)} faces; the network separates {separator.talkers}, so those that are seen"
             " longest were taken, the others count as background"
         )
-    with progress(None, f"voices of {os.path.basename(path)}", 2 * separator.windows_of(len(mixture)), unit="window") as bar:
+    with progress(
+        None, f"voices of {os.path.basename(path)}", 2 * separator.windows_of(len(mixture)), unit="window"
+    ) as bar:
         blocks = system.separate(mixture, separator.windows, None, bar, embeddings=tracks.embeddings[kept])
         voices = np.concatenate(list(blocks), axis=1)
     voices = resample(voices.T, separator.sample_rate, rate)[: len(sound)].T
     peak = float(np.max(np.abs(voices), initial=0))
     factor = 1 / peak if peak > 1 and subtype.startswith("PCM") else 1.0
     if factor < 1:
-        lines.append(f"{path}: the voices were made quieter by {20 * np.log10(peak):.1f} dB, together, to fit {subtype}")
+        lines.append(
+            f"{path}: the voices were made quieter by {20 * np.log10(peak):.1f} dB, together, to fit {subtype}"
+        )
     faces = []
     for number, (voice, track) in enumerate(zip(voices, kept), 1):
         stem = os.path.join(folder, f"{name}_s{number}")

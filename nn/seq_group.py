@@ -183,9 +183,7 @@ def infer():
     for name, batch in zip(progress(utterances.names, "separate", unit="mixture"), dataset.evaluate(utterances)):
         signals = read_mixture(utterances.settings, "tt", name)
         decoded = decode(batch)
-        outputs = to_signals(
-            decoded["estimates"], signals.shape[1], FLAGS.fft_size, FLAGS.hop_size, FLAGS.parity
-        )
+        outputs = to_signals(decoded["estimates"], signals.shape[1], FLAGS.fft_size, FLAGS.hop_size, FLAGS.parity)
         arrays = {key: decoded[key] for key in ("assign", "oracle", "weight")}
         output.write(name, signals, outputs, **arrays)
     output.finish(len(utterances))

@@ -141,7 +141,9 @@ def score(estimates: ArrayLike, references: ArrayLike, mixture: ArrayLike, sampl
         "delta_ITD_reference": [
             [reference_time_difference(x, sample_rate) for x in signals] for signals in (estimates, references)
         ],
-        "delta_ILD_reference": [[reference_level_difference(x) for x in signals] for signals in (estimates, references)],
+        "delta_ILD_reference": [
+            [reference_level_difference(x) for x in signals] for signals in (estimates, references)
+        ],
     }
     return {
         "snr": snr,
@@ -183,7 +185,9 @@ def format_csv(names: list, scores: list, parity: bool = False) -> str:
     for name, found in zip(names, scores, strict=True):
         by_talker = [found[cue][c] for c in range(len(talkers)) for cue in cues]
         writer.writerow([name, *(found[key] for key in shown.values()), *by_talker])
-    writer.writerow(["avg", *(mean([found[key] for found in scores]) for key in shown.values()), *[""] * len(talkers) * len(cues)])
+    writer.writerow(
+        ["avg", *(mean([found[key] for found in scores]) for key in shown.values()), *[""] * len(talkers) * len(cues)]
+    )
     return text.getvalue()
 
 

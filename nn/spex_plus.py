@@ -220,8 +220,8 @@ def model_settings(source="", classes=None, own_classes=False):
     stored, config = stored_settings(source)
     if FLAGS["windows_ms"].present and list(stored["windows"]) != settings["windows"]:
         raise UserError(
-            f"{source}: trained with windows of {', '.join(map(str, stored['windows']))} samples; leave --windows_ms out"
-            " or give another checkpoint"
+            f"{source}: trained with windows of {', '.join(map(str, stored['windows']))} samples; leave --windows_ms"
+            " out or give another checkpoint"
         )
     for argument, flag in (SIZE_FLAGS | ({} if own_classes else {"classes": "classes"})).items():
         if argument in stored and FLAGS[flag].present and FLAGS[flag].value != stored[argument]:

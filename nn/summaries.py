@@ -57,8 +57,13 @@ def separation_figure(title, settings, mixture, references, estimates, unordered
     height = len(rows) + (unordered is not None) + (0.5 if assign is not None else 0)
     ratios = [1] * (len(rows) + (unordered is not None)) + ([0.4] if assign is not None else [])
     figure, axes = plt.subplots(
-        len(ratios), talkers, figsize=(5 * talkers, 1.8 * height), squeeze=False, sharex=True,
-        height_ratios=ratios, layout="constrained",
+        len(ratios),
+        talkers,
+        figsize=(5 * talkers, 1.8 * height),
+        squeeze=False,
+        sharex=True,
+        height_ratios=ratios,
+        layout="constrained",
     )
     seconds = mixture.shape[0] * settings.hop_size / settings.sample_rate
     for row, (name, spectra) in enumerate(rows):
@@ -216,9 +221,13 @@ def cues_figure(title, references, estimates, sample_rate, scores):
         matplotlib figure.
     """
     talkers = len(references)
-    figure, axes = plt.subplots(2, talkers, figsize=(4.5 * talkers, 4.5), squeeze=False, sharex=True, layout="constrained")
+    figure, axes = plt.subplots(
+        2, talkers, figsize=(4.5 * talkers, 4.5), squeeze=False, sharex=True, layout="constrained"
+    )
     for column, pair in enumerate(zip(references, estimates)):
-        for ears, look in zip(pair, (dict(label="talker", linewidth=2), dict(label="estimate", marker=".", linewidth=1))):
+        for ears, look in zip(
+            pair, (dict(label="talker", linewidth=2), dict(label="estimate", marker=".", linewidth=1))
+        ):
             seconds, times, levels = cue_tracks(ears, sample_rate)
             axes[0, column].plot(seconds, times, **look)
             axes[1, column].plot(seconds, levels, **look)

@@ -86,8 +86,8 @@ class DeepCasa:
             checkpoint.load_for_inference(checkpoints["sequential_grouping"], "sequential_grouping", self.grouping)
         elif config.get("pit", "frame") == "frame":
             raise UserError(
-                f"{checkpoints['dense_unet']}: the first stage alone, trained frame by frame; give the checkpoint of the"
-                " second stage too: --resume_model PREFIX1 --resume_model PREFIX2"
+                f"{checkpoints['dense_unet']}: the first stage alone, trained frame by frame; give the checkpoint of"
+                " the second stage too: --resume_model PREFIX1 --resume_model PREFIX2"
             )
         self.sample_rate = config["sample_rate"]
         self.fft_size, self.hop_size = config["fft_size"], config["hop_size"]
@@ -118,8 +118,8 @@ class DeepCasa:
         config = checkpoint.read_config(prefix)
         if config is None:
             raise UserError(
-                f"{checkpoint.resolve(prefix)}: no config.json beside it, as beside the original's checkpoints; infer with"
-                " nn/simul_group.py and nn/seq_group.py, whose flags give the sizes"
+                f"{checkpoint.resolve(prefix)}: no config.json beside it, as beside the original's checkpoints; infer"
+                " with nn/simul_group.py and nn/seq_group.py, whose flags give the sizes"
             )
         return config
 
@@ -188,9 +188,7 @@ class DeepCasa:
 
 
 SYSTEMS = {
-    name: kind
-    for kind in (DeepCasa, TargetTalker, Binaural, AudioVisual, Diffusion)
-    for name in kind.CHECKPOINTS
+    name: kind for kind in (DeepCasa, TargetTalker, Binaural, AudioVisual, Diffusion) for name in kind.CHECKPOINTS
 }
 
 

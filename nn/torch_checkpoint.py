@@ -47,6 +47,7 @@ def find_folder(path):
 
     Best is the lowest `snr`, a loss, of CKPT.yaml.
     """
+
     def is_whole(folder):
         return all(os.path.isfile(os.path.join(folder, part + ".ckpt")) for part in PARTS)
 

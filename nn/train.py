@@ -288,9 +288,7 @@ def train(task, options):
         ema_decay=options.ema_decay,
         scale_loss=options.scale_loss,
         jit_compile=options.jit_compile,
-        audio_seconds=lambda batch: task.seconds_per_frame * tf.reduce_sum(
-            tf.cast(batch[task.length_key], tf.float32)
-        ),
+        audio_seconds=lambda batch: task.seconds_per_frame * tf.reduce_sum(tf.cast(batch[task.length_key], tf.float32)),
         least_loss=task.least_loss,
         largest_loss=task.largest_loss,
     )
@@ -442,9 +440,7 @@ class Run:
         self.profiling = False
         tensorboard = os.path.join(options.folder, "tensorboard")
         self.writer = tf.summary.create_file_writer(tensorboard) if chief else tf.summary.create_noop_writer()
-        self.bar = progress(
-            None, "train", task.epochs.total, initial=state.step - 1, unit="step", disable=not chief
-        )
+        self.bar = progress(None, "train", task.epochs.total, initial=state.step - 1, unit="step", disable=not chief)
         self.logged_at = time.monotonic()
 
     def __enter__(self):

@@ -27,7 +27,9 @@ def write_corpus(folder, videos=4, parts=2, seconds=1.0, talkers=2, rows=None, n
             write_pcm16(folder / "audio" / f"{stem}.wav", signals[stem], RATE)
             images = np.zeros((round(25 * seconds), SIZE), np.float32)
             images[:, video % SIZE] = 1
-            np.save(folder / "embed" / f"{stem}.npy", images + 0.01 * generator.standard_normal(images.shape, np.float32))
+            np.save(
+                folder / "embed" / f"{stem}.npy", images + 0.01 * generator.standard_normal(images.shape, np.float32)
+            )
     (folder / "embed" / "embedder.json").write_text(json.dumps({"name": "numbers", "size": SIZE}))
     number = 0
     for table, count in (rows or {"train": 6, "val": 2}).items():

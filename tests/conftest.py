@@ -17,7 +17,15 @@ tf.config.set_logical_device_configuration(
 )
 
 # By their length. Started first, so that no process is left with one when the others have nothing to do any more.
-LONGEST = ["test_scripts", "test_devices", "test_resume", "test_golden", "test_export", "test_benchmark", "test_streaming"]
+LONGEST = [
+    "test_scripts",
+    "test_devices",
+    "test_resume",
+    "test_golden",
+    "test_export",
+    "test_benchmark",
+    "test_streaming",
+]
 
 
 def pytest_collection_modifyitems(items):

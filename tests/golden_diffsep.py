@@ -143,7 +143,10 @@ def ncsnpp_variants(case, folder):
     for name, changes in case.config["variants"].items():
         config = case.config["base"] | changes
         network = NCSNpp(
-            config["num_channels_in"], config["num_channels_out"], config["image_size"], **backbone_settings(config),
+            config["num_channels_in"],
+            config["num_channels_out"],
+            config["image_size"],
+            **backbone_settings(config),
             name="network",
         )
         own = {NETWORK + key.split(".", 1)[1]: value for key, value in weights.items() if key.split(".")[0] == name}

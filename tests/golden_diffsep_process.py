@@ -307,7 +307,8 @@ def train_steps(case, folder):
     )
     step.compile(tf.nest.map_structure(tf.TensorSpec.from_tensor, pieces[0]))
     found = [
-        step(pieces[first : first + accumulate], config["optimizer"]["lr"]) for first in range(0, len(pieces), accumulate)
+        step(pieces[first : first + accumulate], config["optimizer"]["lr"])
+        for first in range(0, len(pieces), accumulate)
     ]
     for ours, theirs in dict(loss="loss", gradient_norm="grad_norm_before_clipping").items():
         theirs = np.mean(np.reshape(case["out/" + theirs], (-1, accumulate)), axis=1)

@@ -155,9 +155,7 @@ def train_case(case, folder):
     case.check("estimate", reference_layout(case, estimates), case["out/estimate"], 2e-4)
     check_loss(case, loss)
     before_norm = r"(audio|video)_output\.conv\d+\.bias"
-    check_gradients(
-        case, model, names, tape.gradient(loss, [v.value for v in model.trainable_variables]), before_norm
-    )
+    check_gradients(case, model, names, tape.gradient(loss, [v.value for v in model.trainable_variables]), before_norm)
     theirs = {name: key for key, name in names.items()}
     variables = checkpoint.weight_names(model.variables)
     for name, array in case.named("out/after_step1").items():
@@ -266,9 +264,7 @@ def loss_values(case, folder):
         )
         with tf.GradientTape() as tape:
             tape.watch(estimates)
-            mean = tf.reduce_mean(
-                losses.discriminative_loss(estimates[:, :built_for], targets[:, :built_for], gamma)
-            )
+            mean = tf.reduce_mean(losses.discriminative_loss(estimates[:, :built_for], targets[:, :built_for], gamma))
         np.testing.assert_allclose(mean, case["loss/" + key], rtol=1e-5, atol=1e-6)
         gradient = tape.gradient(mean, estimates).numpy().transpose(0, 4, 2, 3, 1)
         case.check("grad_" + key, gradient, case["out/grad_" + key])

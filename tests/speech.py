@@ -76,8 +76,8 @@ def make_corpus(folder, counts, talkers=2, seconds=(0.5, 0.9), voices=4):
 def write_mixture(folder, set_name, name, sources):
     """Writes s1, s2, ... and mix, [samples] each, below `folder`/data."""
     paths = mixture_paths(os.path.join(folder, "data"), set_name, name, len(sources))
-    for source, signal in zip(source_names(len(sources)), [*sources, np.sum(sources, axis=0)]):
-        write_pcm16(paths[source], signal, RATE)
+    for source, samples in zip(source_names(len(sources)), [*sources, np.sum(sources, axis=0)]):
+        write_pcm16(paths[source], samples, RATE)
 
 
 def write_list(folder, set_name, names, talkers=2):

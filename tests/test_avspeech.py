@@ -172,13 +172,15 @@ def test_running_again_changes_nothing_and_fills_holes(drawn):
     hole = next(iter(sorted((data / "embed").glob("*.npy"))))
     content = hole.read_bytes()
     hole.unlink()
-    for stage, options in (("crop", dict(list="list.csv", video_folder="videos")), ("cut_audio", {}),
-                           ("embed_faces", dict(detector="told")), ("mix", dict(train_mixtures=3, val_mixtures=2))):  # fmt: skip
+    again = dict(crop=dict(list="list.csv", video_folder="videos"), cut_audio={}, embed_faces=dict(detector="told"))
+    for stage, options in (again | dict(mix=dict(train_mixtures=3, val_mixtures=2))).items():
         run(folder, stage, **options)
     after = {path: path.stat().st_mtime_ns for path in before}
     assert {path for path in before if before[path] != after[path]} == {hole}
     assert hole.read_bytes() == content
-    line = speech.refuse(folder, STAGES + "mix.py", corpus_flags=False, data_folder="data", train_mixtures=2, num_workers=1)
+    line = speech.refuse(
+        folder, STAGES + "mix.py", corpus_flags=False, data_folder="data", train_mixtures=2, num_workers=1
+    )
     assert "made with" in line and "--overwrite" in line
 
 
@@ -186,7 +188,9 @@ def test_another_embedder_is_refused(drawn):
     folder, _ = drawn
     with pytest.raises(UserError, match="name mouth .now dlib.*choose another --embed_folder"):
         embedders.claim_cache(folder / "data" / "embed", {"name": "dlib", "size": 128, "standardised": True})
-    refused = speech.refuse(folder, STAGES + "embed_faces.py", corpus_flags=False, data_folder="data", embedder="npy", size=512)
+    refused = speech.refuse(
+        folder, STAGES + "embed_faces.py", corpus_flags=False, data_folder="data", embedder="npy", size=512
+    )
     assert "embedder.json says 128 numbers, --size 512" in refused
 
 
@@ -231,13 +235,19 @@ def test_draws_take_no_pieces_of_one_video_and_end_when_all_are_drawn():
     assert all(len({clips.video_id(stem) for stem in pair}) == 2 for pair in found)
     assert mix.draw_combinations(stems, 5, 4, random.Random(0)) == []
     parts = mix.split_pieces(stems, {"val": 0.34}, seed=1)
-    assert {len(parts[name]) for name in ("train", "val")} == {4, 2} and len({clips.video_id(s) for s in parts["val"]}) == 1
+    assert {len(parts[name]) for name in ("train", "val")} == {4, 2} and len(
+        {clips.video_id(s) for s in parts["val"]}
+    ) == 1
 
 
 def test_space_is_said_before_it_is_taken(drawn):
     folder, _ = drawn
-    assert "8 pieces; 3 mixtures, 2 for train, 1 for val" in run(folder, "mix", "--dry_run", train_mixtures=2, val_mixtures=1)
-    line = speech.refuse(folder, STAGES + "spectrograms.py", corpus_flags=False, data_folder="data", most_gb=0, num_workers=1)
+    assert "8 pieces; 3 mixtures, 2 for train, 1 for val" in run(
+        folder, "mix", "--dry_run", train_mixtures=2, val_mixtures=1
+    )
+    line = speech.refuse(
+        folder, STAGES + "spectrograms.py", corpus_flags=False, data_folder="data", most_gb=0, num_workers=1
+    )
     assert "GB would be written; give --yes" in line
     assert "13 spectrograms written" in run(folder, "spectrograms", "--yes", most_gb=0)
     assert np.load(folder / "data" / "spec" / "0.npy").shape == (257, 298, 2)
@@ -335,7 +345,9 @@ def broken(photograph, tmp_path_factory):
     two[20:260, 10:270], two[20:260, 290:550] = photograph, photograph
 
     def write(stem, frame=whole, sound=sound, count=75, **options):
-        video.write_video(str(data / f"{stem}_final.mp4"), [frame] * count, sound, SAMPLE_RATE, preset="ultrafast", **options)
+        video.write_video(
+            str(data / f"{stem}_final.mp4"), [frame] * count, sound, SAMPLE_RATE, preset="ultrafast", **options
+        )
 
     write("good_5000_4000")
     write("elsewhere_100_100")
@@ -426,7 +438,9 @@ def test_rows_of_a_list_that_cannot_be_had_are_named(tmp_path, photograph):
     x, y = clips.point_of(found[0].removesuffix(".mp4"))  # nobody said where: the largest face
     assert abs(x - 0.51) < 0.05 and abs(y - 0.49) < 0.08
     fetch.write_text(f"#!/bin/sh\ncp {tmp_path}/videos/a.mp4 $2\n")
-    assert "3 clips" in run(tmp_path, "crop", list="list.csv", video_folder="videos", downloader=f"{fetch} {{id}} {{output}}")
+    assert "3 clips" in run(
+        tmp_path, "crop", list="list.csv", video_folder="videos", downloader=f"{fetch} {{id}} {{output}}"
+    )
     assert not list((tmp_path / "data").glob(".download*"))
 
 

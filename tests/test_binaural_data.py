@@ -135,9 +135,7 @@ def test_sofa_positions_are_those_of_the_directions(tmp_path):
     sphere = hrir.Head("s", "sphere", radius_m=0.0875)
     for azimuth in (-80, -30, 0, 20, 65):
         for elevation in (8, 40):  # in front and behind, where positions lie exactly
-            ours, theirs = (
-                np.fft.rfft(x.response(azimuth, elevation, 16000), 512, axis=0) for x in (head, sphere)
-            )
+            ours, theirs = (np.fft.rfft(x.response(azimuth, elevation, 16000), 512, axis=0) for x in (head, sphere))
             band = slice(20, 200)
             np.testing.assert_allclose(np.abs(ours[band]), np.abs(theirs[band]), rtol=0.06, atol=0.02)
     # Cartesian positions, a delay of the left ear, receivers in the other order.
@@ -296,9 +294,7 @@ def test_rooms_have_two_ears_unless_in_parity(tmp_path):
     for ear in range(2):
         np.testing.assert_allclose(ours[:, ear], factor * np.convolve(source, responses[:, ear])[:3000], atol=1e-9)
     theirs, factor = binaural.render(source, responses, room=True, parity=True)
-    np.testing.assert_allclose(
-        theirs[:, 1], factor * np.convolve(source, responses.sum(axis=1))[199:3199], atol=1e-9
-    )
+    np.testing.assert_allclose(theirs[:, 1], factor * np.convolve(source, responses.sum(axis=1))[199:3199], atol=1e-9)
     assert binaural.truncate16(np.array([1.9, -1.9, 32767.9, 32768, -32769, 70000.0])) == (
         pytest.approx([1, -1, 32767, -32768, 32767, 4464]),
         3,
@@ -499,9 +495,7 @@ def test_sets_are_read_as_written(made, tmp_path):
     for crop in crops:
         whole = batches[[2, 4][crop["index"][0]]]
         mixture = whole["mixture"][0]
-        (start,) = [
-            s for s in range(len(mixture) - 1999) if np.array_equal(mixture[s : s + 2000], crop["mixture"][0])
-        ]
+        (start,) = [s for s in range(len(mixture) - 1999) if np.array_equal(mixture[s : s + 2000], crop["mixture"][0])]
         np.testing.assert_array_equal(crop["sources"][0], whole["sources"][0, :, start : start + 2000])
     # Without our manifest, as a published set, with other formats.
     for kind in ("mix", "s1", "s2"):

@@ -48,7 +48,8 @@ def mixture(seed, samples):
 
 
 @pytest.mark.parametrize(
-    "settings", [dict(wiring="parallel"), dict(wiring="independent", norm="channel"), dict(wiring="parallel", causal=True)]
+    "settings",
+    [dict(wiring="parallel"), dict(wiring="independent", norm="channel"), dict(wiring="parallel", causal=True)],
 )
 def test_padded_batch_gives_what_its_items_give_alone(settings):
     model = make_model(**settings)
@@ -77,7 +78,9 @@ def test_causal_model_sees_nothing_behind_its_window(wiring, norm):
 
 
 @pytest.mark.parametrize("norm", ["global", "channel"])
-@pytest.mark.parametrize("padding, causal, late", [("reflect", False, False), ("zeros", False, False), ("zeros", True, True)])
+@pytest.mark.parametrize(
+    "padding, causal, late", [("reflect", False, False), ("zeros", False, False), ("zeros", True, True)]
+)
 def test_blocks_and_their_gradients_are_those_of_the_plain_sum(norm, padding, causal, late):
     """Also with slopes below 0 and above 1, two series of two blocks at once, and in the loop of a graph."""
     keras.utils.set_random_seed(3)

@@ -15,9 +15,7 @@ SEGMENT = 9  # frames
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dataset")
     lists = speech.make_corpus(folder, dict(tr=9), seconds=(0.2, 0.5))
-    settings = feat_gen.FeatureSettings(
-        str(folder / "data"), str(folder / "feat"), fft_size=64, hop_size=32
-    )
+    settings = feat_gen.FeatureSettings(str(folder / "data"), str(folder / "feat"), fft_size=64, hop_size=32)
     feat_gen.generate(settings, lists, num_workers=1)
     return settings
 

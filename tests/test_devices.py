@@ -204,14 +204,18 @@ def exists(path):
 
 
 def assert_finite(prefix):
-    arrays = [x for x in speech.checkpoint_arrays(prefix).values() if isinstance(x, np.ndarray) and x.dtype == np.float32]
+    arrays = [
+        x for x in speech.checkpoint_arrays(prefix).values() if isinstance(x, np.ndarray) and x.dtype == np.float32
+    ]
     assert arrays and all(np.isfinite(array).all() for array in arrays)
 
 
 def assert_same_training(folder, one, other, tolerance=1e-5):
     """Weights and moments of two runs agree, and so does their state but for rounding."""
     ours, theirs = (speech.checkpoint_arrays(prefix(folder, stamp)) for stamp in (one, other))
-    states = [json.loads(arrays.pop(next(n for n in arrays if n.startswith("loop"))))["state"] for arrays in (ours, theirs)]
+    states = [
+        json.loads(arrays.pop(next(n for n in arrays if n.startswith("loop"))))["state"] for arrays in (ours, theirs)
+    ]
     assert states[0].pop("best_score") == pytest.approx(states[1].pop("best_score"), rel=1e-4)
     assert states[0] == states[1]
     assert_close(ours, theirs, tolerance)
@@ -267,7 +271,10 @@ def test_an_utterance_that_is_not_finite(folder):
     try:
         seq(folder, "skipped", epoch=2, batch_size=1, segment_seconds=0)
         line = speech.refuse(
-            folder, "nn/seq_group.py", time_stamp="stopped", **SEQ | dict(batch_size=4, segment_seconds=0, max_bad_steps=1, epoch=4)
+            folder,
+            "nn/seq_group.py",
+            time_stamp="stopped",
+            **SEQ | dict(batch_size=4, segment_seconds=0, max_bad_steps=1, epoch=4),
         )
     finally:
         np.save(path, whole)
@@ -342,7 +349,9 @@ def test_the_end_of_an_epoch_is_not_waited_for():
     """A thread of tf.data that tunes itself sleeps longer and longer, and its iterator ends when it wakes up."""
 
     def make(share):
-        return dataset.pieces((np.arange(12).reshape(6, 2),), lambda i: {"index": tf.cast(i, tf.float32) * tf.ones(3)}, share)
+        return dataset.pieces(
+            (np.arange(12).reshape(6, 2),), lambda i: {"index": tf.cast(i, tf.float32) * tf.ones(3)}, share
+        )
 
     batches = iter(devices.distribute(tf.distribute.MirroredStrategy(["CPU:0"]), make))
     for _ in range(6):

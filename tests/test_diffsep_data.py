@@ -128,7 +128,8 @@ def test_noise_of_another_in_the_batch(inside):
     found = noisy().first(4)
     options = dict(batch_size=4, seed=3, epoch=0, segment_samples=4000)
     (own,), (other,) = (
-        speech.listed(diffsep_dataset.training_batches(found, shuffle_noise=shuffle, **options)) for shuffle in (False, True)
+        speech.listed(diffsep_dataset.training_batches(found, shuffle_noise=shuffle, **options))
+        for shuffle in (False, True)
     )
     np.testing.assert_array_equal(own["sources"][:, 0], other["sources"][:, 0])
     assert sorted(map(bytes, own["sources"][:, 1])) == sorted(map(bytes, other["sources"][:, 1]))
@@ -155,8 +156,9 @@ def test_dynamic_mixtures_add_up_at_the_levels_that_were_drawn(inside):
     for talkers, some in ((2, ()), (1, noises)):
         pool = diffsep_dataset.mixing_pool("talkers/tr", utterances, RATE, talkers, some)
         batches = diffsep_dataset.mixed_batches(pool, 2, 3, 6000, seed=1, epoch=0, snr_db=(5, 5))
-        whole, rest = speech.listed(batches), speech.listed(
-            diffsep_dataset.mixed_batches(pool, 2, 3, 6000, seed=1, epoch=0, snr_db=(5, 5), skip=1)
+        whole, rest = (
+            speech.listed(batches),
+            speech.listed(diffsep_dataset.mixed_batches(pool, 2, 3, 6000, seed=1, epoch=0, snr_db=(5, 5), skip=1)),
         )
         speech.assert_same_batches(whole[1:], rest)
         for batch in whole:
@@ -174,7 +176,10 @@ def test_the_first_mixtures_have_a_man_and_a_woman(inside):
         diffsep_dataset.mixing_pool("talkers/tr", utterances, RATE, genders={"t0": "male"})
     pool = diffsep_dataset.mixing_pool("talkers/tr", utterances, RATE, genders=genders)
     crowd = dataclasses.replace(
-        pool, first=np.arange(6), counts=np.ones(6, int), genders=np.array(["male", "", "female", "male", "male", "female"])
+        pool,
+        first=np.arange(6),
+        counts=np.ones(6, int),
+        genders=np.array(["male", "", "female", "male", "male", "female"]),
     )
     pairs = diffsep_dataset.draw_talkers(crowd, 200, np.random.default_rng(0), both_genders=True)
     assert set(map(tuple, pairs)) == {(m, w) for m in (0, 3, 4) for w in (2, 5)}

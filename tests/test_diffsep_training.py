@@ -96,7 +96,9 @@ def test_gradients_are_limited_after_every_piece():
 
 
 def test_a_network_learns_to_predict_sources():
-    model = ScoreModel(fft_size=62, hop_size=32, channels=8, multipliers=(1,), blocks=1, attention=(), frame_multiple=None)
+    model = ScoreModel(
+        fft_size=62, hop_size=32, channels=8, multipliers=(1,), blocks=1, attention=(), frame_multiple=None
+    )
     sde = MixSDE()
     matching = ScoreMatching(sde, source_order="none", weight="error")
     drawn = np.random.default_rng(0).standard_normal((4, 2, 320)).astype("float32") * [[[0.3], [1.0]]]

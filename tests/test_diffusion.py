@@ -175,7 +175,9 @@ def test_the_order_of_the_sources_costs_nothing_where_it_should_not():
 @pytest.mark.parametrize("init_hack", [0, 5, 6, 7])
 def test_an_order_that_is_given_is_to_be_learnt(init_hack):
     sde, (mixture, sources) = MixSDE(2), signals(6, 2)
-    matching = ScoreMatching(sde, source_order="pit" if init_hack == 0 else "random", init_hack=init_hack, probability=0.5)
+    matching = ScoreMatching(
+        sde, source_order="pit" if init_hack == 0 else "random", init_hack=init_hack, probability=0.5
+    )
     draws = matching.draw(file_key(1, np.arange(6)), 0, SAMPLES)
     given = np.array([True, False, True, True, False, True])
     for told, right in ((sources, True), (sources[:, ::-1], False)):

@@ -126,9 +126,7 @@ def test_windows_give_what_the_whole_gives(inside):
 def test_silence_where_the_talker_is_absent(inside):
     plain = Separator(PREFIX, level="none", **WINDOWS)
     estimate = plain(mixture(), RATE, voice(1))
-    assert "--absent" in separate(
-        inside, "mixture.wav", "--enrolment=voice.wav", reject="file", runner=speech.refuse
-    )
+    assert "--absent" in separate(inside, "mixture.wav", "--enrolment=voice.wav", reject="file", runner=speech.refuse)
     found = []
     for start in plain.windows.starts(plain.system.frames(len(mixture()))):
         extractor, first = plain.system.extractor, start * plain.system.hop_size

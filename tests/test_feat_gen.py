@@ -148,9 +148,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(corpus):
     folder, lists = corpus
     speech.succeed(folder, "feat/feat_gen.py", num_workers=1, sets="cv")
     before = {path: path.read_bytes() for path in feature_files(folder)}
-    line = speech.refuse(
-        folder, "feat/feat_gen.py", num_workers=1, largest_file=20_000, runner=speech.run
-    )
+    line = speech.refuse(folder, "feat/feat_gen.py", num_workers=1, largest_file=20_000, runner=speech.run)
     assert FEATURES in line and "run the same command again" in line
     assert {path: path.read_bytes() for path in feature_files(folder)} == before
     assert "4 mixtures written, 1 found whole" in speech.succeed(folder, "feat/feat_gen.py", num_workers=1)
@@ -159,9 +157,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(corpus):
 def test_a_killed_run_goes_on(corpus):
     folder, _ = corpus
     speech.make_corpus(folder, dict(tr=200, cv=1, tt=1))
-    process = subprocess.Popen(
-        speech.command("feat/feat_gen.py", num_workers=2), cwd=folder, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(speech.command("feat/feat_gen.py", num_workers=2), cwd=folder, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(feature_files(folder)) < 20 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)

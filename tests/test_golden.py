@@ -123,7 +123,9 @@ def batch_of_loader(case, bins=129, scales=4, causal=False):
     if "in/sig" in case:
         batch["waveforms"] = case["in/sig"].reshape(count, -1, 2).transpose(0, 2, 1)
     if "in/est1" in case:
-        estimates = [case[f"in/est{i}"].reshape(count, mixture.shape[1], -1, 2)[:, :, extra : extra + bins] for i in (1, 2)]
+        estimates = [
+            case[f"in/est{i}"].reshape(count, mixture.shape[1], -1, 2)[:, :, extra : extra + bins] for i in (1, 2)
+        ]
         batch["estimates"] = np.stack(estimates, axis=1)
     return {key: tf.constant(value) for key, value in batch.items()}, 0
 
@@ -248,7 +250,10 @@ def sequential_grouping(case, folder):
 def first_probe_that_differs(case, model, run):
     """Name of the first layer whose output is off by more than 2e-4 of its standard deviation."""
     names = {
-        ours.removesuffix("/kernel"): np.atleast_1d(theirs)[0].split("/", 1)[1].removesuffix("/kernel").removesuffix("/w")
+        ours.removesuffix("/kernel"): np.atleast_1d(theirs)[0]
+        .split("/", 1)[1]
+        .removesuffix("/kernel")
+        .removesuffix("/w")
         for ours, theirs in reference_checkpoint.reference_names(model).items()
         if ours.endswith("kernel")
     }

@@ -53,9 +53,7 @@ def made(corpus, tmp_path_factory):
 
 
 def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("[!.]*") if path.is_file()}
 
 
 def assert_same_contents(ours, theirs):
@@ -310,9 +308,11 @@ def test_a_folder_is_looked_at_anew(corpus, tmp_path):
     succeed(tmp_path, SCRIPT, **flags_for(corpus, tmp_path / "set", nfiles=2))
     first = triplets.read_triplets(tmp_path / "set")
     succeed(tmp_path, SCRIPT, "--overwrite", **flags_for(corpus, tmp_path / "set", nfiles=3, seed=5))
-    assert {t.name for t in triplets.read_triplets(tmp_path / "set")} == {
-        row["name"] for row in librispeech_mix.read_manifest(tmp_path / "set")
-    } != {t.name for t in first}
+    assert (
+        {t.name for t in triplets.read_triplets(tmp_path / "set")}
+        == {row["name"] for row in librispeech_mix.read_manifest(tmp_path / "set")}
+        != {t.name for t in first}
+    )
 
 
 # Batches ------------------------------------------------------------------------------------------

@@ -71,9 +71,7 @@ def test_si_sdr_equals_fast_bss_eval():
     references = speech_like(3, 0.5)
     estimates = references + 0.3 * speech_like(3, 0.5, seed=1)
     for zero_mean in (False, True):
-        theirs = -fast_bss_eval.sdr_loss(
-            estimates, references, filter_length=1, zero_mean=zero_mean, pairwise=True
-        )
+        theirs = -fast_bss_eval.sdr_loss(estimates, references, filter_length=1, zero_mean=zero_mean, pairwise=True)
         ours = metrics.si_sdr(estimates, references, zero_mean=zero_mean, pairwise=True)
         assert ours == pytest.approx(theirs, abs=1e-8)
 
@@ -212,9 +210,7 @@ def test_improvements_are_differences():
     improved = metrics.with_improvements(scores, mixture_scores)
     assert list(improved) == ["si_sdr", "si_sdri", "snr", "snri", "sdr", "sdri", "estoi"]
     assert improved["snri"] == pytest.approx(20)
-    assert improved["sdri"] == pytest.approx(
-        metrics.sdr(estimates, references) - metrics.sdr(mixture, references)
-    )
+    assert improved["sdri"] == pytest.approx(metrics.sdr(estimates, references) - metrics.sdr(mixture, references))
 
 
 def test_frame_accuracy_of_two_talkers_ignores_their_names():
@@ -234,9 +230,7 @@ def test_frame_accuracy_of_three_talkers_is_the_best_relabelling():
     oracle[:25] = 3
     assigned[:20] = 4
     weight = rng.uniform(size=40)
-    right = [
-        (renamed[permutations[assigned]] == permutations[oracle]).all(axis=1) for renamed in permutations
-    ]
+    right = [(renamed[permutations[assigned]] == permutations[oracle]).all(axis=1) for renamed in permutations]
     for weights in (np.ones(40), weight):
         expected = max(np.average(frames, weights=weights) for frames in right)
         assert metrics.frame_accuracy(assigned, oracle, weights, talkers=3) == pytest.approx(expected)

@@ -145,8 +145,7 @@ def trainer_file(path, model, sources=2, averages=True):
         }
     }
     stored = {
-        "state_dict": {name: 0 * value for name, value in state.items()}
-        | {"score_model.stft.window": torch.zeros(62)},
+        "state_dict": {name: 0 * value for name, value in state.items()} | {"score_model.stft.window": torch.zeros(62)},
         "ema": {"decay": 0.999, "shadow_params": list(state.values())[: None if averages else 5]},
         "hyper_parameters": {"config": as_node(config)},
     }

@@ -166,9 +166,7 @@ def test_refuses_to_go_on_with_other_flags(folder):
 
 def test_a_full_disk_while_saving_keeps_what_was_saved(folder):
     """Files may hold 8 kB, which the first event file does and a checkpoint does not."""
-    line = speech.refuse(
-        folder, "nn/seq_group.py", time_stamp="full", runner=speech.run, largest_file=8192, **SEQ
-    )
+    line = speech.refuse(folder, "nn/seq_group.py", time_stamp="full", runner=speech.run, largest_file=8192, **SEQ)
     assert "models/full" in line and "make room" in line
     assert not [*run_folder(folder, "full").glob("*ckpt*"), *run_folder(folder, "full").glob(".saving_*")]
     speech.succeed(folder, "nn/seq_group.py", time_stamp="full", **SEQ)

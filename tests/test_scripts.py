@@ -285,7 +285,9 @@ def test_names_a_file_that_goes_bad_during_training(pipeline, monkeypatch, on_th
     monkeypatch.setattr(train, "options_from_flags", cut)
     try:
         flags = ["--on_the_fly"] if on_the_fly else []
-        line = speech.refuse(folder, "nn/simul_group.py", *flags, time_stamp=f"bad_{on_the_fly}", **SIMUL | dict(epoch=2))
+        line = speech.refuse(
+            folder, "nn/simul_group.py", *flags, time_stamp=f"bad_{on_the_fly}", **SIMUL | dict(epoch=2)
+        )
     finally:
         with open(path, "wb") as file:
             file.write(whole)

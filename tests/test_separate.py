@@ -128,7 +128,14 @@ def test_what_would_be_clipped_is_made_quieter_and_said(inside):
 
 def test_utterance_level_training_needs_no_second_stage(inside):
     soundfile.write("upit.wav", recording(1.0, 8000), 8000)
-    separate(inside, "upit.wav", resume_model="exp/upit/models/simul/best", output_dir="upit", window_seconds=0.4, overlap_seconds=0.1)
+    separate(
+        inside,
+        "upit.wav",
+        resume_model="exp/upit/models/simul/best",
+        output_dir="upit",
+        window_seconds=0.4,
+        overlap_seconds=0.1,
+    )
     assert len(soundfile.read("upit/upit_s2.wav")[0]) == 8000
 
 

@@ -291,7 +291,9 @@ def folder(tmp_path_factory):
             write_pcm16(paths["target"], signals[0], RATE)
             write_pcm16(paths["enrolment"], signals[2], RATE)
     (folder / "conf.py").write_text(CONF)
-    given = {name: value for name, value in FLAGS.items() if name not in ("variant", "n_filters", "n_bottle", "n_blocks")}
+    given = {
+        name: value for name, value in FLAGS.items() if name not in ("variant", "n_filters", "n_bottle", "n_blocks")
+    }
     printed = speech.succeed(folder, "nn/spex_plus.py", time_stamp="whole", config="conf.py", **given)
     assert "conf.py: not taken over: train_dir, train_data.mix_scp, trainer_conf.restarts" in printed
     return folder
@@ -360,7 +362,8 @@ def test_training_on_both_talkers_of_dynamic_mixtures(folder):
     both = dict(corpus_folder="talkers", epoch_mixtures=4, snr_db="-5,5")
     speech.succeed(folder, "nn/spex_plus.py", "--dynamic_mixing", "--both_talkers", **own | both)
     assert checkpoint.read_config(str(prefix(folder, "both", 3)))["model"]["windows"] == [32, 64, 128]
-    one = dict(is_deploy=1, resume_model=prefix(folder, "both", 3), mixture=triplet_paths("triplets/tt", "0_1_000000")["mixture"],
+    mixture = triplet_paths("triplets/tt", "0_1_000000")["mixture"]
+    one = dict(is_deploy=1, resume_model=prefix(folder, "both", 3), mixture=mixture,
                enrolment="talkers/t0/0.wav", output="out/one.wav", variant="authors", corpus_flags=False)  # fmt: skip
     speech.succeed(folder, "nn/spex_plus.py", **one)
     line = speech.refuse(folder, "nn/spex_plus.py", windows_ms="2,8,16", **one)

@@ -222,7 +222,12 @@ def test_a_recording_that_is_broken_off_is_kept(inside, ending):
     samples = recording(RATE)
     out = f"broken_off_{ending}"
     arguments = speech.command(
-        "nn/live.py", corpus_flags=False, resume_model="causal", format="f32le", output_dir=out, stdout="raw",
+        "nn/live.py",
+        corpus_flags=False,
+        resume_model="causal",
+        format="f32le",
+        output_dir=out,
+        stdout="raw",
         subtype="FLOAT",
     )
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

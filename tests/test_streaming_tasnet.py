@@ -98,7 +98,9 @@ def test_another_enrolment():
     assert np.abs(outputs - whole_file(model, samples)).max() > 1e-2 * np.abs(outputs).max()
 
 
-@pytest.mark.parametrize("settings, said", [(dict(causal=False), "a convolution"), (dict(norm="global"), "global norm")])
+@pytest.mark.parametrize(
+    "settings, said", [(dict(causal=False), "a convolution"), (dict(norm="global"), "global norm")]
+)
 def test_what_looks_ahead_does_not_stream(settings, said):
     with pytest.raises(ValueError, match=said):
         StreamingExtractor(make_model(**settings), embedding())

@@ -9,7 +9,10 @@ from feat.talkers import find_genders, gender_labels, read_genders
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("SPEAKERS.TXT", ";ID  |SEX| SUBSET |MINUTES| NAME\n14  | F | tr | 25.03 | M Smith\n1034 | M | tr | 9 | F. Jones\n"),
+        (
+            "SPEAKERS.TXT",
+            ";ID  |SEX| SUBSET |MINUTES| NAME\n14  | F | tr | 25.03 | M Smith\n1034 | M | tr | 9 | F. Jones\n",
+        ),
         ("talkers.tsv", "talker\tset\tsex\tdialect\twords_per_minute\n14\ttr\tf\ten\t140\n1034\ttt\tm\ten\t150\n"),
         ("spk2gender", "14 f\n1034 m\n"),
     ],

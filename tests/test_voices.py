@@ -27,9 +27,7 @@ FLAGS = [
     *(f"--{name}_mixtures={count}" for name, count in MIXTURES.items()),
 ]
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("espeakng_loader") is None, reason="pip install -e .[corpus]"
-)
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("espeakng_loader") is None, reason="pip install -e .[corpus]")
 
 
 def command(folder, *flags):

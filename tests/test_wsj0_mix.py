@@ -21,8 +21,7 @@ LINES_2 = """wsj0/si_tr_s/01t/01to030v.wav 1.9857 wsj0/si_tr_s/02e/02eo0306.wav 
 wsj0/si_tr_s/02e/02eo0306.wav 6.9829e-05 wsj0/si_tr_s/20g/20go010e.wav -6.9829e-05
 """
 LINES_3 = (
-    "wsj0/si_tr_s/01t/01to030v.wav 1.2972 wsj0/si_tr_s/02e/02eo0306.wav -1.2972 "
-    "wsj0/si_tr_s/20g/20go010e.wav 0 \n"
+    "wsj0/si_tr_s/01t/01to030v.wav 1.2972 wsj0/si_tr_s/02e/02eo0306.wav -1.2972 wsj0/si_tr_s/20g/20go010e.wav 0 \n"
 )
 SECONDS = {"01t/01to030v": 1.2, "02e/02eo0306": 0.9, "20g/20go010e": 1.4}
 
@@ -258,10 +257,7 @@ def test_killed_and_started_again(readers, tmp_path):
     succeed(*flags)
     succeed(*draw_flags(readers, tmp_path / "whole", "--tr_mixtures=50"))
     killed, whole = (
-        {
-            str(Path(path).relative_to(tmp_path / name)): data
-            for path, data in content(tmp_path / name).items()
-        }
+        {str(Path(path).relative_to(tmp_path / name)): data for path, data in content(tmp_path / name).items()}
         for name in ("killed", "whole")
     )
     assert killed == whole

@@ -94,7 +94,7 @@ def crop(frame, box, size, margin=0.0, square=False):
 
 
 def largest_face(frames):
-    """(x, y), as fractions, of the middle of the largest face in the first of `frames` that has one; None if none has."""
+    """(x, y), as fractions, of the middle of the largest face in the first of `frames` that has one, or None."""
     from feat.avspeech.detector import made_detector
 
     for frame in frames:

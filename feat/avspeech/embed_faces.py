@@ -255,7 +255,9 @@ def define_flags(names=("mouth", "dlib", "npy")):
     flags.DEFINE_enum("embedder", names[0], names, "what turns faces into numbers")
     flags.DEFINE_integer("size", 512, "with --embedder npy: numbers of a frame", lower_bound=1)
     flags.DEFINE_enum("detector", "mtcnn", DETECTORS, "what says where faces are")
-    flags.DEFINE_float("told_size", 0.5, "with --detector told and no boxes: the face's height as share of the picture's")
+    flags.DEFINE_float(
+        "told_size", 0.5, "with --detector told and no boxes: the face's height as share of the picture's"
+    )
     flags.DEFINE_integer("most_missing", 20, "frames of a piece of 75 that may lack the face", lower_bound=0)
     flags.DEFINE_integer("smallest_face", 24, "pixels of the shorter side of its box", lower_bound=1)
     flags.DEFINE_bool("any_frame_rate", False, "take clips of other rates than 25 frames/s, by the times of frames")

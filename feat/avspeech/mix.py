@@ -64,7 +64,7 @@ class _Mixing:
 
 
 def mix_mean(signals):
-    """Mean of signals [samples], which are as if they went on with zeros: [samples of the longest], int16 in and out."""
+    """Mean of signals [samples], which are as if they went on with zeros: [samples of the longest], int16."""
     total = np.zeros(max(map(len, signals)))
     for signal in signals:
         total[: len(signal)] += signal

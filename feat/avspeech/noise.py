@@ -41,7 +41,7 @@ def read_clips(path):
 
 
 def make_noise(job):
-    """Writes a piece of noise of (source, start, output, gain, downloader) unless it is there. Gives None or Problem."""
+    """Writes a piece of noise of (source, start, output, gain, downloader) unless it is there; None or Problem."""
     source, start, output, gain, downloader = job
     name = os.path.splitext(os.path.basename(output))[0]
     if os.path.exists(output):

@@ -64,7 +64,9 @@ def cache_spectrograms(data_folder, most_bytes=50e9, mixtures=True, num_workers=
       UserError: there are no wavs, or it would be more than `most_bytes` or than the disk has.
     """
     folders = [AUDIO, MIXED] if mixtures else [AUDIO]
-    wavs = [path for name in folders for path in sorted(glob.glob(os.path.join(glob.escape(data_folder), name, "*.wav")))]
+    wavs = [
+        path for name in folders for path in sorted(glob.glob(os.path.join(glob.escape(data_folder), name, "*.wav")))
+    ]
     if not wavs:
         raise UserError(f"{data_folder}: no wavs in {' or '.join(folders)}; run feat/avspeech/cut_audio.py first")
     folder = os.path.join(data_folder, SPEC)

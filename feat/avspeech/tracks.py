@@ -213,7 +213,8 @@ def main(_):
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     for i, (seconds, present, places) in enumerate(zip(tracks.seconds, tracks.present, tracks.boxes), start=1):
         x1, y1, x2, y2 = np.median(places[present], axis=0)
-        print(f"face {i}: seen for {seconds:.2f} s, at {(x1 + x2) / 2:.0f}, {(y1 + y2) / 2:.0f}, {x2 - x1:.0f} pixels broad")
+        x, y = (x1 + x2) / 2, (y1 + y2) / 2
+        print(f"face {i}: seen for {seconds:.2f} s, at {x:.0f}, {y:.0f}, {x2 - x1:.0f} pixels broad")
     if values.thumbnails:
         print("\n".join(write_thumbnails(tracks, values.thumbnails)))
     print(f"{frames} frames, {frames / wall:.0f} a second, {frames / cpu:.0f} a second of the processor's time")
