@@ -289,6 +289,12 @@ class TrainingData(train.DrawnData):
             )
         return binaural_dataset.training_batches(self.training, size, segment_samples=self.segment, **options)
 
+    def drawn_files(self, epoch):
+        """See train.DrawnData."""
+        count = self.examples // FLAGS.batch_size * FLAGS.batch_size
+        draws = binaural_dataset.draw_dynamic(self.pool, count, 1, FLAGS.seed, epoch)
+        return np.column_stack([draws.files, draws.noise]) if len(self.pool.noises) else draws.files
+
     def validation_batches(self, share=dataset.Share()):
         """Every validation mixture alone."""
         return binaural_dataset.evaluation_batches(self.validation, share=share)

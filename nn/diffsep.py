@@ -501,12 +501,23 @@ class TrainingData(train.DrawnData):
             batches = self.examples // self.batch_size
             return diffsep_dataset.mixed_batches(
                 self.pool, self.batch_size, batches, self.segment, snr_db=self.snr_db,
-                both_genders=epoch < FLAGS.both_genders_epochs, **options,
+                both_genders=self._both_genders(epoch), **options,
             )  # fmt: skip
         return diffsep_dataset.training_batches(
             self.training, self.batch_size, segment_samples=self.segment, shuffle_noise=FLAGS.shuffle_noise,
             parity=FLAGS.parity, **options,
         )  # fmt: skip
+
+    def drawn_files(self, epoch):
+        """See train.DrawnData."""
+        count = self.examples // self.batch_size * self.batch_size
+        return diffsep_dataset.draw_pieces(
+            self.pool, count, 1, FLAGS.seed, epoch, both_genders=self._both_genders(epoch)
+        )[0]
+
+    @staticmethod
+    def _both_genders(epoch):
+        return epoch < FLAGS.both_genders_epochs
 
     def validation_batches(self, share=dataset.Share()):
         """Every validation mixture alone."""

@@ -289,15 +289,23 @@ class TrainingData(train.DrawnData):
         if self.pool is None:
             return audio_visual_dataset.training_batches(self.training, size, **options)
         return audio_visual_dataset.mixed_batches(
-            self.pool,
-            size,
-            self.examples // size,
+            self.pool, size, self.examples // size, **self._mixing_options(), **options
+        )
+
+    @staticmethod
+    def _mixing_options():
+        return dict(
             gain_db=FLAGS.gain_db,
             shift_images=round(FLAGS.shift_seconds * audio_visual_dataset.IMAGE_RATE),
             noise_share=FLAGS.noise_share,
             noise_gain=FLAGS.noise_gain,
-            **options,
         )
+
+    def drawn_files(self, epoch):
+        """See train.DrawnData."""
+        count = self.examples // FLAGS.batch_size * FLAGS.batch_size
+        draws = audio_visual_dataset.draw_mixtures(self.pool, count, 1, FLAGS.seed, epoch, **self._mixing_options())
+        return np.column_stack([draws.picked, draws.noise])
 
     def validation_batches(self, share=dataset.Share()):
         """Every validation mixture alone."""

@@ -96,6 +96,9 @@ class DrawnData:
         training: mixtures on disk; or None, and then
         pool: recordings that are mixed anew in every epoch.
         validation: mixtures on disk.
+
+    Those with a pool have `drawn_files`: epoch -> numbers of the files of its mixtures, int64 [mixtures, files]; below
+    0: none.
     """
 
     training = pool = validation = None
@@ -103,7 +106,8 @@ class DrawnData:
     def names_of(self, epoch, indices):
         """Names of the mixtures that have these indices in the batches of an epoch."""
         if self.pool is not None:
-            return [f"dynamic mixture {index + 1} of epoch {epoch + 1}" for index in indices]
+            files = self.drawn_files(epoch)
+            return [" + ".join(self.pool.files.paths[i] for i in files[index] if i >= 0) for index in indices]
         return [self.training.names[index] for index in indices]
 
     def check(self):

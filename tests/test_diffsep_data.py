@@ -155,6 +155,9 @@ def test_dynamic_mixtures_add_up_at_the_levels_that_were_drawn(inside):
     noises = write_recordings("made", [f"talkers/tr/{utterances['t0'][0]}"], RATE, per_kind=1, seconds=1)
     for talkers, some in ((2, ()), (1, noises)):
         pool = diffsep_dataset.mixing_pool("talkers/tr", utterances, RATE, talkers, some)
+        # An error names these files, whatever the pieces of them are.
+        drawn = [diffsep_dataset.draw_pieces(pool, 6, samples, 1, 0)[0] for samples in (1, 6000)]
+        np.testing.assert_array_equal(*drawn)
         batches = diffsep_dataset.mixed_batches(pool, 2, 3, 6000, seed=1, epoch=0, snr_db=(5, 5))
         whole, rest = (
             speech.listed(batches),
