@@ -532,8 +532,10 @@ case ${1:-} in
   test)
     shift
     install test
-    # A process for each core; the tests of a file stay together, as they share what is slow to make.
-    exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@"
+    # One process more than cores, as tests wait for processes of their own; the tests of a file stay together, as they
+    # share what is slow to make.
+    exec .venv/bin/python -m pytest --numprocesses=$(($(getconf _NPROCESSORS_ONLN) + 1)) --dist=loadfile \
+      --no-loadscope-reorder "$@"
     ;;
   *) fail "usage: ./run.sh deep_casa | spex_plus | binaural | looking_to_listen | diffsep [flags...], or ./run.sh test [pytest arguments...]" ;;
 esac

@@ -21,10 +21,13 @@ LONGEST = [
     "test_scripts",
     "test_devices",
     "test_resume",
+    "test_run",
     "test_golden",
     "test_export",
+    "test_spex_plus",
     "test_benchmark",
     "test_streaming",
+    "test_separate",
 ]
 
 

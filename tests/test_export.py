@@ -11,10 +11,11 @@ import pytest
 import speech
 import tensorflow as tf
 from keras import ops
+from tiny_deep_casa import FFT, HOP, RATE, nets, save
 
 from models import grouping, spectral
 from models.conv import portable_graphs
-from models.dense_unet import DenseUNet, uncompress
+from models.dense_unet import uncompress
 from models.losses import permutations
 from models.spex_plus import VARIANTS, SpexPlus
 from models.waveform_separator import DeepCasaSeparator, OneRecording
@@ -27,33 +28,6 @@ PACKAGES = ("tf2onnx", "onnx", "onnxruntime", "ai_edge_litert")
 needs_extra = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in PACKAGES), reason="the extra [export] is not installed"
 )
-RATE, FFT, HOP = 8000, 64, 32
-
-
-def nets(talkers, causal, seed=0):
-    """The smallest nets, their weights large enough to make a difference."""
-    tf.keras.utils.set_random_seed(seed)
-    bins = FFT // 2 + 1
-    unet = DenseUNet(talkers=talkers, channels=2, scales=1, bins=bins, causal=causal)
-    sizes = dict(blocks=1, dilations=2, units=6, bottleneck=4, embedding_dim=3, scales=1)
-    sequential = grouping.SequentialGrouping(talkers=talkers, bins=bins, causal=causal, **sizes)
-    for variable in unet.trainable_variables + sequential.trainable_variables:
-        if variable.path.endswith("kernel"):
-            variable.assign(8 * variable)
-    return unet, sequential
-
-
-def save(folder, unet, sequential, **more):
-    """Checkpoints of nets, as training leaves them."""
-    for system, model in (("dense_unet", unet), ("sequential_grouping", sequential)):
-        if model is not None:
-            run = os.path.join(folder, system)
-            optimizer = tf.keras.optimizers.SGD()
-            optimizer.build(model.trainable_variables)
-            prefix = os.path.join(run, "tiny_model.ckpt_step_1")
-            checkpoint.save(prefix, model, optimizer, {})
-            checkpoint.mark_best(prefix)
-            checkpoint.write_config(run, system, model, sample_rate=RATE, fft_size=FFT, hop_size=HOP, **more)
 
 
 @pytest.fixture(scope="module")

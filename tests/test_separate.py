@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import speech
+from tiny_deep_casa import nets, save
 
 from feat.audio import read_blocks, resample, resample_blocks
 from models.losses import permutations
@@ -14,18 +15,16 @@ from nn import clustering
 from nn.separate import Separator
 
 EXP = "exp/deep_casa_wsj/models"
-SIMUL = speech.SIMUL | dict(epoch=1, time_stamp="simul")
-SEQ = speech.SEQ | dict(epoch=1, time_stamp="seq", simul_model=f"{EXP}/simul/best")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with both stages, hardly trained, and a stage 1 of utterance-level training."""
+    """A folder with both stages, untrained, and a stage 1 of utterance-level training."""
     folder = tmp_path_factory.mktemp("separate")
+    save(folder / EXP, *nets(2, causal=False))
     speech.make_corpus(folder, dict(tr=2, cv=1))
-    speech.succeed(folder, "nn/simul_group.py", "--on_the_fly", **SIMUL)
-    speech.succeed(folder, "nn/seq_group.py", "--on_the_fly", **SEQ)
-    speech.succeed(folder, "nn/simul_group.py", "--on_the_fly", exp_name="upit", pit="utterance", **SIMUL)
+    options = speech.SIMUL | dict(epoch=1, time_stamp="simul", exp_name="upit", pit="utterance")
+    speech.succeed(folder, "nn/simul_group.py", "--on_the_fly", **options)
     return folder
 
 
@@ -147,8 +146,8 @@ def test_utterance_level_training_needs_no_second_stage(inside):
         (["text.wav"], {}, "text.wav"),
         (["ok.wav"], dict(resume_model="nowhere"), "nowhere: no checkpoint here"),
         (["ok.wav"], dict(resume_model="lists"), "no checkpoint marked best below it"),
-        (["ok.wav"], dict(resume_model=f"{EXP}/simul/best"), "give the checkpoint of the second stage too"),
-        (["ok.wav"], dict(resume_model=f"{EXP}/seq/best"), "the second stage alone"),
+        (["ok.wav"], dict(resume_model=f"{EXP}/dense_unet/best"), "give the checkpoint of the second stage too"),
+        (["ok.wav"], dict(resume_model=f"{EXP}/sequential_grouping/best"), "the second stage alone"),
         (["ok.wav"], dict(resume_model="exp"), "are both of dense_unet"),
         (["ok.wav"], dict(overlap_seconds=9), "--overlap_seconds 9.0"),
         (["ok.wav", "ok.flac"], {}, "would both be written as ok"),
