@@ -230,11 +230,15 @@ def run_blocks(series, x, condition=None, frame_mask=None, training=False, spari
     weights = _joined(rows, condition)
     dilations = ops.convert_to_tensor([row[0].dilation for row in rows], "int32")
 
-    def folded(x, dilation, *values):
-        return _folded(first, dilation, dict(zip(weights, values)), x, frame_mask, kept=sparing)
+    def step(x, row):
+        dilation, *values = row
 
-    block = keras.remat(folded) if sparing else folded
-    return ops.scan(lambda x, row: (block(x, *row), None), x, (dilations, *weights.values()))[0]
+        def folded(x, *values):
+            return _folded(first, dilation, dict(zip(weights, values)), x, frame_mask, kept=sparing)
+
+        return (keras.remat(folded) if sparing else folded)(x, *values), None
+
+    return ops.scan(step, x, (dilations, *weights.values()))[0]
 
 
 def _joined(rows, condition):
