@@ -143,6 +143,11 @@ class TripletSet:
         return self.files.sample_rate
 
     @property
+    def names(self):
+        """Of the triplets."""
+        return [triplet.name for triplet in self.triplets]
+
+    @property
     def samples(self):
         """Samples of each that mixture and target both have."""
         return self.limits.min(axis=1)
@@ -401,6 +406,10 @@ class TalkerPool:
     files: Files
     first: np.ndarray
     counts: np.ndarray
+
+    def check(self):
+        """Looks at the headers of all files again. Raises UserError, which names the first that cannot be used."""
+        audio_files(self.files.paths, self.files.sample_rate)
 
 
 def talker_pool(corpus_folder, utterances, sample_rate, speakers=None):

@@ -249,7 +249,7 @@ class TrainingData(train.DrawnData):
     """
 
     def __init__(self, model, pieces):
-        rate = FLAGS.sample_rate
+        rate, self.batch_size = FLAGS.sample_rate, FLAGS.batch_size
         self.segment = round(FLAGS.segment_seconds * rate)
         if self.segment and self.segment < model.shortest:
             raise UserError(
@@ -282,18 +282,18 @@ class TrainingData(train.DrawnData):
     def training_batches(self, epoch, skip=0, share=dataset.Share()):
         """Pieces of the batches of an epoch, the first `skip` left out."""
         options = dict(seed=FLAGS.seed, epoch=epoch, skip=skip, augmentation=self.augmentation, share=share)
-        size = FLAGS.batch_size
+        size = self.batch_size
         if self.pool is not None:
             return binaural_dataset.mixed_batches(
                 self.pool, size, self.examples // size, self.segment, snr_db=self.snr_db, **options
             )
         return binaural_dataset.training_batches(self.training, size, segment_samples=self.segment, **options)
 
-    def drawn_files(self, epoch):
+    def drawn_files(self, epoch, count):
         """See train.DrawnData."""
-        count = self.examples // FLAGS.batch_size * FLAGS.batch_size
         draws = binaural_dataset.draw_dynamic(self.pool, count, 1, FLAGS.seed, epoch)
-        return np.column_stack([draws.files, draws.noise]) if len(self.pool.noises) else draws.files
+        files = np.column_stack([draws.files, draws.noise]) if len(self.pool.noises) else draws.files
+        return self.pool.files.paths, files
 
     def validation_batches(self, share=dataset.Share()):
         """Every validation mixture alone."""

@@ -129,7 +129,7 @@ def utterances_of_flags(set_name, with_estimates=False):
     return dataset.cached_utterances(settings, set_name, names, with_estimates)
 
 
-class TrainingData:
+class TrainingData(train.DrawnData):
     """The training and validation batches that the flags describe.
 
     Args:
@@ -138,7 +138,7 @@ class TrainingData:
     """
 
     def __init__(self, with_estimates=False, segment_frames=0):
-        self.settings = settings_from_flags()
+        self.settings, self.batch_size = settings_from_flags(), FLAGS.batch_size
         self.segment_frames = segment_frames
         if FLAGS.segment_seconds and not self.cut_frames:
             raise UserError(
@@ -172,22 +172,19 @@ class TrainingData:
 
     def training_batches(self, epoch, skip=0, share=dataset.Share()):
         """Pieces of the batches of an epoch, the first `skip` left out."""
-        options = dict(batch_size=FLAGS.batch_size, seed=FLAGS.seed, epoch=epoch, skip=skip, share=share)
+        options = dict(batch_size=self.batch_size, seed=FLAGS.seed, epoch=epoch, skip=skip, share=share)
         if FLAGS.dynamic_mixing:
             return dataset.mixed_batches(
-                self.pool, batches=self.examples // FLAGS.batch_size, segment_frames=self.cut_frames, **options
+                self.pool, batches=self.examples // self.batch_size, segment_frames=self.cut_frames, **options
             )
         if self.segment_frames:
             return dataset.segment_batches(self.training, self.segment_frames, **options)
         return dataset.training_batches(self.training, segment_frames=self.cut_frames, **options)
 
-    def names_of(self, epoch, indices):
-        """Names of the mixtures that have these indices in the batches of an epoch."""
-        if not FLAGS.dynamic_mixing:
-            return [self.training.names[i] for i in indices]
-        count = self.examples // FLAGS.batch_size * FLAGS.batch_size
-        picked = dataset.draw_mixtures(self.pool, count, 1, FLAGS.seed, epoch)[0]
-        return [" + ".join(self.pool.paths[i] for i in picked[index]) for index in indices]
+    def drawn_files(self, epoch, count):
+        """See train.DrawnData."""
+        files, *_ = dataset.draw_mixtures(self.pool, count, 1, FLAGS.seed, epoch)
+        return self.pool.paths, files
 
     def check(self):
         """Checks all files again. Raises UserError, which names the first that cannot be used."""

@@ -508,12 +508,11 @@ class TrainingData(train.DrawnData):
             parity=FLAGS.parity, **options,
         )  # fmt: skip
 
-    def drawn_files(self, epoch):
+    def drawn_files(self, epoch, count):
         """See train.DrawnData."""
-        count = self.examples // self.batch_size * self.batch_size
-        return diffsep_dataset.draw_pieces(
-            self.pool, count, 1, FLAGS.seed, epoch, both_genders=self._both_genders(epoch)
-        )[0]
+        both = self._both_genders(epoch)
+        files, *_ = diffsep_dataset.draw_pieces(self.pool, count, 1, FLAGS.seed, epoch, both_genders=both)
+        return self.pool.files.paths, files
 
     @staticmethod
     def _both_genders(epoch):

@@ -256,6 +256,7 @@ class TrainingData(train.DrawnData):
     """
 
     def __init__(self, model):
+        self.batch_size = FLAGS.batch_size
         self.samples = round(FLAGS.segment_seconds * SAMPLE_RATE)
         if model.fixed and self.samples != CLIP_SECONDS * SAMPLE_RATE:
             raise UserError(f"--segment_seconds {FLAGS.segment_seconds}: this network takes {CLIP_SECONDS} s alone")
@@ -282,7 +283,7 @@ class TrainingData(train.DrawnData):
 
     def training_batches(self, epoch, skip=0, share=dataset.Share()):
         """Pieces of the batches of an epoch, the first `skip` left out."""
-        size = FLAGS.batch_size
+        size = self.batch_size
         options = dict(
             seed=FLAGS.seed, epoch=epoch, skip=skip, samples=self.samples, drop_faces=FLAGS.drop_faces, share=share
         )
@@ -301,11 +302,10 @@ class TrainingData(train.DrawnData):
             noise_gain=FLAGS.noise_gain,
         )
 
-    def drawn_files(self, epoch):
+    def drawn_files(self, epoch, count):
         """See train.DrawnData."""
-        count = self.examples // FLAGS.batch_size * FLAGS.batch_size
         draws = audio_visual_dataset.draw_mixtures(self.pool, count, 1, FLAGS.seed, epoch, **self._mixing_options())
-        return np.column_stack([draws.picked, draws.noise])
+        return self.pool.files.paths, np.column_stack([draws.picked, draws.noise])
 
     def validation_batches(self, share=dataset.Share()):
         """Every validation mixture alone."""

@@ -266,7 +266,7 @@ def read_set(set_name, speakers=None):
     return read_triplets(os.path.join(FLAGS.data_folder, set_name), speakers, **lists)
 
 
-class TrainingData:
+class TrainingData(train.DrawnData):
     """Training and validation batches that the flags describe.
 
     Attributes:
@@ -276,11 +276,10 @@ class TrainingData:
     """
 
     def __init__(self):
-        rate = FLAGS.sample_rate
+        rate, self.batch_size = FLAGS.sample_rate, FLAGS.batch_size
         speakers = read_speakers(FLAGS.speakers_file) if FLAGS.speakers_file else None
         self.segment = round(FLAGS.segment_seconds * rate)
         self.enrolment = round(FLAGS.enrolment_seconds * rate)
-        self.pool = self.training = None
         self.whole = FLAGS.dynamic_mixing or (FLAGS.parity and FLAGS.variant == "seed")
         if FLAGS.dynamic_mixing:
             if not FLAGS.corpus_folder or not self.segment:
@@ -314,7 +313,7 @@ class TrainingData:
     def training_batches(self, epoch, skip=0, share=dataset.Share()):
         """Pieces of the batches of an epoch, the first `skip` left out."""
         gain = (-FLAGS.gain_db, FLAGS.gain_db) if FLAGS.gain_db else None
-        size = FLAGS.batch_size
+        size = self.batch_size
         options = dict(seed=FLAGS.seed, epoch=epoch, skip=skip, gain_db=gain, share=share)
         if self.pool is not None:
             return triplet_dataset.mixed_batches(
@@ -338,23 +337,12 @@ class TrainingData:
         """Every validation mixture alone."""
         return triplet_dataset.evaluation_batches(self.validation, share=share)
 
-    def names_of(self, epoch, indices):
-        """Names of the mixtures that have these indices in the batches of an epoch."""
-        if self.pool is None:
-            return [self.training.triplets[i].name for i in indices]
-        count = self.examples // FLAGS.batch_size * FLAGS.batch_size
-        drawn = triplet_dataset.draw_mixed_triplets(
+    def drawn_files(self, epoch, count):
+        """See train.DrawnData; the enrolments are left out."""
+        _, files, *_ = triplet_dataset.draw_mixed_triplets(
             self.pool, count, self.segment, self.enrolment, self.snr_db, FLAGS.seed, epoch, FLAGS.both_talkers
         )
-        return [" + ".join(self.pool.files.paths[i] for i in drawn[1][index, :2]) for index in indices]
-
-    def check(self):
-        """Looks at the headers of all files again. Raises UserError."""
-        self.validation.check()
-        if self.training is not None:
-            self.training.check()
-        else:
-            triplet_dataset.audio_files(self.pool.files.paths, FLAGS.sample_rate)
+        return self.pool.files.paths, files[:, :2]
 
 
 def make_objective(model, whole=False):
@@ -413,7 +401,7 @@ def train_model():
         check_inputs=data.check,
         names_of=data.names_of,
         pictures=summaries.ExtractionPictures(
-            [triplet.name for triplet in data.validation.triplets[: FLAGS.pictures]],
+            data.validation.names[: FLAGS.pictures],
             lambda: triplet_dataset.evaluate(data.validation),
             FLAGS.sample_rate,
             Extractor(model).batch,

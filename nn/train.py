@@ -90,25 +90,27 @@ class Task:
 
 
 class DrawnData:
-    """What the data of most systems have in common.
+    """What the data of all systems have in common.
 
     Attributes:
         training: mixtures on disk; or None, and then
         pool: recordings that are mixed anew in every epoch.
         validation: mixtures on disk.
+        examples: in an epoch.
+        batch_size: of the global batch.
 
-    Those with a pool have `drawn_files`: epoch -> numbers of the files of its mixtures, int64 [mixtures, files]; below
-    0: none.
+    Those with a pool have `drawn_files`: (epoch, count) -> paths of the pool, and numbers of those that the `count`
+    mixtures of the epoch are made of, int64 [count, files]; below 0: none.
     """
 
     training = pool = validation = None
 
     def names_of(self, epoch, indices):
         """Names of the mixtures that have these indices in the batches of an epoch."""
-        if self.pool is not None:
-            files = self.drawn_files(epoch)
-            return [" + ".join(self.pool.files.paths[i] for i in files[index] if i >= 0) for index in indices]
-        return [self.training.names[index] for index in indices]
+        if self.pool is None:
+            return [self.training.names[index] for index in indices]
+        paths, files = self.drawn_files(epoch, self.examples // self.batch_size * self.batch_size)
+        return [" + ".join(paths[i] for i in files[index] if i >= 0) for index in indices]
 
     def check(self):
         """Looks at the headers of all files again. Raises UserError."""
