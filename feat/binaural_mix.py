@@ -33,6 +33,8 @@ import time
 import zlib
 from dataclasses import dataclass
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
@@ -40,7 +42,7 @@ from feat import binaural, binaural_scenes, noises, rooms
 from feat.audio import FULL_SCALE, read_mono, read_stereo, resample, to_int16, wav_info, write_float, write_pcm16
 from feat.binaural_scenes import KINDS, Scene
 from feat.binaural_sets import NOISE_SIGNALS, SHORTEST, divide_talkers, read_manifest, set_folder
-from feat.files import UserError, make_writable_directory, require_free_bytes, run_script, write_text
+from feat.files import UserError, make_writable_directory, require_free_bytes, write_text
 from feat.hrir import Head, find_heads, split_heads
 from feat.lists import SETS, source_names
 from feat.mixing import MODES, draw_sets, mix_sources

@@ -9,12 +9,14 @@ kept, so a killed run goes on where it was.
 import dataclasses
 import functools
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
 from feat import cache
 from feat.audio import FULL_SCALE, read_pcm16, wav_info
-from feat.files import UserError, make_writable_directory, require_free_bytes, run_script
+from feat.files import UserError, make_writable_directory, require_free_bytes
 from feat.lists import SETS, mixture_paths, read_names, source_names
 from feat.parallel import parallel_map
 from feat.stft import num_frames, num_samples, stft_planes

@@ -26,11 +26,13 @@ import time
 import zlib
 from dataclasses import asdict, dataclass
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
 from feat.audio import read_resampled, wav_info, write_pcm16
-from feat.files import UserError, make_writable_directory, require_free_bytes, run_script, write_text
+from feat.files import UserError, make_writable_directory, require_free_bytes, write_text
 from feat.lists import plain_talker
 from feat.mixture_tree import BYTES_PER_SAMPLE, claim_folder
 from feat.parallel import parallel_map

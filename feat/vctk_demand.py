@@ -27,12 +27,14 @@ import zlib
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
 from feat.audio import read_mono, read_resampled, resample, wav_info, write_pcm16
 from feat.binaural_mix import find_noise
-from feat.files import UserError, require_free_bytes, run_script, write_text
+from feat.files import UserError, require_free_bytes, write_text
 from feat.mixing import active_level
 from feat.mixture_tree import BYTES_PER_SAMPLE, claim_folder, file_names
 from feat.noises import write_recordings

@@ -25,11 +25,13 @@ import time
 import zlib
 from dataclasses import dataclass
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
 from feat.audio import resample, wav_info, write_pcm16
-from feat.files import UserError, require_free_bytes, run_script, write_text
+from feat.files import UserError, require_free_bytes, write_text
 from feat.lists import SETS, names_path, rate_folder, write_mixture_lines
 from feat.mixing import draw_sets
 from feat.mixture_tree import (

@@ -24,9 +24,11 @@ import re
 import time
 import zlib
 
+from feat.script import run_script
+
 from absl import flags
 
-from feat.files import UserError, require_free_bytes, run_script
+from feat.files import UserError, require_free_bytes
 from feat.lists import SETS, names_path, read_mixture_lines, write_mixture_lines
 from feat.mixing import LEVEL_REVISIONS, MODES, draw_sets
 from feat.mixture_tree import MixtureTree, claim_folder, needed_bytes, write_tree

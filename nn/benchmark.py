@@ -26,6 +26,8 @@ import statistics
 import tempfile
 import time
 
+from feat.script import run_script
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -34,7 +36,7 @@ from absl import flags
 from feat import binaural_dataset, dataset, triplet_dataset, triplets
 from feat.audio import write_pcm16
 from feat.feat_gen import compute_features, generate, settings_from_flags
-from feat.files import UserError, run_script, write_text
+from feat.files import UserError, write_text
 from feat.graph import compiled
 from feat.stft import num_frames, num_samples, sqrt_hann
 from models.cdiffuse import CDiffuse

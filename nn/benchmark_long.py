@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
 from feat.audio import read_mono, write_pcm16
 from feat.feat_gen import define_feature_flags, settings_from_flags
-from feat.files import run_script
 from feat.lists import parts_of_name, read_names, talker_of
 from models.losses import permutations
 from nn.metrics import si_sdr

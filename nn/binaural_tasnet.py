@@ -14,6 +14,8 @@ the kind of mixtures. CHECKPOINT is a prefix of ours, `best` beside it, or a fol
 import dataclasses
 import os
 
+from feat.script import run_script
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -25,7 +27,7 @@ from feat.audio import read_stereo, resample, wav_info, write_pcm16
 from feat.augment import Augmentation
 from feat.binaural_mix import ascending, find_noise
 from feat.binaural_sets import set_folder, training_talkers
-from feat.files import UserError, make_writable_directory, run_script, write_text
+from feat.files import UserError, make_writable_directory, write_text
 from feat.graph import compiled
 from feat.hrir import find_heads, split_heads
 from feat.lists import rate_folder

@@ -15,13 +15,15 @@ import json
 import os
 import re
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 from numpy.typing import ArrayLike
 from pesq import pesq as pesq_score
 
 from feat.audio import read_resampled
-from feat.files import UserError, make_writable_directory, run_script, write_text
+from feat.files import UserError, make_writable_directory, write_text
 from feat.parallel import parallel_map
 
 RATE = 16000  # Hz that files are brought to

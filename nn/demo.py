@@ -20,6 +20,8 @@ import threading
 import time
 import traceback
 
+from feat.script import run_script
+
 import numpy as np
 import soundfile
 import tensorflow as tf
@@ -27,7 +29,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from feat.audio import read_blocks, resample_blocks, wav_info
-from feat.files import UserError, brief, run_script
+from feat.files import UserError, brief
 from feat.stft import num_frames, num_samples, stft
 from nn.separate import Separator, list_inputs, output_paths, presence_lines, separate_file
 from nn.summaries import decibels, draw_spectrogram, figure_png

@@ -12,6 +12,8 @@ import dataclasses
 import os
 import types
 
+from feat.script import run_script
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -20,7 +22,7 @@ from absl import flags
 from feat import dataset, diffsep_dataset
 from feat.binaural_mix import ascending, find_noise
 from feat.binaural_sets import divide_talkers
-from feat.files import UserError, run_script
+from feat.files import UserError
 from feat.noises import write_recordings
 from feat.talkers import TABLES, find_genders, read_genders
 from models import losses, ncsnpp

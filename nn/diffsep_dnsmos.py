@@ -13,11 +13,13 @@ import importlib.util
 import io
 import os
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
 from feat.audio import read_resampled, wav_info
-from feat.files import UserError, run_script, write_text
+from feat.files import UserError, write_text
 from feat.parallel import parallel_map
 from nn.diffsep_results import STEM, merge, read_dnsmos_file, read_results, write_results
 

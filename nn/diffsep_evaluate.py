@@ -17,12 +17,14 @@ import multiprocessing
 import os
 import time
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
 from feat.audio import write_float
 from feat.diffsep_dataset import SPLITS, Corpora
-from feat.files import UserError, make_writable_directory, run_script, write_text
+from feat.files import UserError, make_writable_directory, write_text
 from feat.parallel import parallel_map
 from nn import checkpoint, metrics
 from nn.diffsep_flags import define_data_flags, define_sampling_flags, sampling_of_flags

@@ -11,11 +11,13 @@ import glob
 import json
 import os
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
 from feat.audio import read_mono, wav_info
-from feat.files import UserError, atomic_path, make_writable_directory, run_script
+from feat.files import UserError, atomic_path, make_writable_directory
 from feat.stft import num_frames
 from nn.diffsep_results import file_mean, read_folder_name, read_results
 from nn.summaries import plt

@@ -33,11 +33,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
 from feat.audio import read_mono
-from feat.files import UserError, make_writable_directory, run_script, write_text
+from feat.files import UserError, make_writable_directory, write_text
 from feat.lists import mixture_paths, read_names
 from feat.parallel import parallel_map
 from feat.talkers import read_genders

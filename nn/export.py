@@ -26,12 +26,14 @@ import time
 import typing
 import warnings
 
+from feat.script import run_script
+
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from feat.files import UserError, brief, make_writable_directory, run_script, write_text
+from feat.files import UserError, brief, make_writable_directory, write_text
 from feat.graph import compiled
 from models.conv import portable_graphs
 from models.spex_plus import SpexPlus

@@ -16,6 +16,8 @@ import os
 import re
 import zlib
 
+from feat.script import run_script
+
 import h5py
 import keras
 import numpy as np
@@ -23,7 +25,7 @@ import tensorflow as tf
 from absl import flags
 
 from feat.avspeech import embed_faces
-from feat.files import UserError, run_script
+from feat.files import UserError
 from feat.graph import compiled
 from models.facenet import InceptionResnetV1
 from nn import torch_checkpoint

@@ -20,12 +20,14 @@ import signal
 import sys
 import time
 
+from feat.script import run_script
+
 import numpy as np
 import soundfile
 from absl import flags
 
 from feat.audio import read_blocks, require_stereo, wav_info
-from feat.files import UserError, atomic_path, make_writable_directory, run_script
+from feat.files import UserError, atomic_path, make_writable_directory
 from nn.streams import resample_channels
 from nn.systems import enrol, find_checkpoints, make_system
 

@@ -12,6 +12,8 @@ recipe's, --reshape for those trained before 13 February 2021).
 
 import os
 
+from feat.script import run_script
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -21,7 +23,7 @@ from keras import ops
 from feat import audio_visual_dataset, dataset, postprocess
 from feat.audio import write_pcm16
 from feat.binaural_mix import find_noise
-from feat.files import UserError, make_writable_directory, run_script
+from feat.files import UserError, make_writable_directory
 from feat.parallel import parallel_map, progress
 from models import losses
 from models.compressed_spectra import KINDS, SAMPLE_RATE

@@ -13,11 +13,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 from matplotlib import pyplot as plt
 
-from feat.files import UserError, atomic_path, run_script
+from feat.files import UserError, atomic_path
 from feat.parallel import progress
 
 FLAGS = flags.FLAGS

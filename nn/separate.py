@@ -28,13 +28,15 @@ import sys
 import tempfile
 from typing import NamedTuple
 
+from feat.script import run_script
+
 import numpy as np
 import soundfile
 from absl import flags
 
 from feat.audio import read_blocks, require_stereo, resample, resample_blocks, wav_info
 from feat.avspeech.embed_faces import DETECTORS
-from feat.files import UserError, atomic_path, make_writable_directory, require_free_bytes, run_script, write_text
+from feat.files import UserError, atomic_path, make_writable_directory, require_free_bytes, write_text
 from feat.parallel import progress
 from nn import checkpoint
 from nn.diffusion import SOLVER_NAMES

@@ -7,6 +7,8 @@ With --on_the_fly the estimates are computed from --simul_model, the trained fir
 estimates is needed; with --dynamic_mixing those of the training mixtures are.
 """
 
+from feat.script import run_script
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -15,7 +17,7 @@ from keras import ops
 
 from feat import dataset
 from feat.feat_gen import read_mixture
-from feat.files import UserError, run_script
+from feat.files import UserError
 from feat.graph import compiled
 from feat.parallel import progress
 from feat.stft import istft

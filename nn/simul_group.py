@@ -10,6 +10,8 @@ PREFIX is a checkpoint of ours, `best` beside it, or one of the original code.
 
 import os
 
+from feat.script import run_script
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -18,7 +20,7 @@ from keras import ops
 
 from feat import cache, dataset
 from feat.feat_gen import read_mixture, settings_from_flags
-from feat.files import make_writable_directory, require_free_bytes, run_script, write_text
+from feat.files import make_writable_directory, require_free_bytes, write_text
 from feat.graph import compiled
 from feat.lists import SETS
 from feat.parallel import progress

@@ -14,6 +14,8 @@ or a PyTorch file of ir4kgl/ss_dla or gemengtju/SpEx_Plus, whose sizes are read 
 import json
 import os
 
+from feat.script import run_script
+
 import keras
 import numpy as np
 from absl import flags
@@ -21,7 +23,7 @@ from keras import ops
 
 from feat import dataset, triplet_dataset
 from feat.audio import read_resampled, wav_info
-from feat.files import UserError, brief, make_writable_directory, run_script
+from feat.files import UserError, brief, make_writable_directory
 from feat.librispeech_mix import find_speakers
 from feat.parallel import progress
 from feat.talkers import find_genders, read_genders

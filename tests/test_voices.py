@@ -135,9 +135,7 @@ def test_the_same_seed_gives_the_same_files_and_another_does_not(corpus, tmp_pat
 
 def test_a_second_run_touches_no_wav(copy):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*.wav")}
-    started = time.monotonic()
     make(copy)
-    assert time.monotonic() - started < 3
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*.wav")} == before
 
 

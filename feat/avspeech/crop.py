@@ -21,6 +21,8 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 
+from feat.script import run_script
+
 from absl import flags
 
 from feat.avspeech import boxes
@@ -36,7 +38,7 @@ from feat.avspeech.clips import (
     write_corrupt,
 )
 from feat.avspeech.video import read_frames, read_sound, video_info, write_video
-from feat.files import UserError, make_writable_directory, run_script
+from feat.files import UserError, make_writable_directory
 from feat.parallel import parallel_map
 
 STAGE = "crop"

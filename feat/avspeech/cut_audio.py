@@ -9,6 +9,8 @@ are left alone.
 
 import os
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
@@ -28,7 +30,7 @@ from feat.avspeech.clips import (
     write_corrupt,
 )
 from feat.avspeech.video import RATE_TOLERANCE, read_mono_sound, video_info
-from feat.files import UserError, make_writable_directory, require_free_bytes, run_script
+from feat.files import UserError, make_writable_directory, require_free_bytes
 from feat.parallel import parallel_map
 
 STAGE = "audio"

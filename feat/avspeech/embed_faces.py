@@ -16,6 +16,8 @@ import glob
 import os
 from dataclasses import dataclass
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
@@ -35,7 +37,7 @@ from feat.avspeech.clips import (
     write_corrupt,
 )
 from feat.avspeech.video import RATE_TOLERANCE, read_frames, video_info
-from feat.files import UserError, make_writable_directory, require_free_bytes, run_script
+from feat.files import UserError, make_writable_directory, require_free_bytes
 from feat.parallel import parallel_map
 
 STAGE = "faces"

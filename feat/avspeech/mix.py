@@ -25,6 +25,8 @@ import random
 import zlib
 from dataclasses import dataclass
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
@@ -42,7 +44,7 @@ from feat.avspeech.clips import (
     video_id,
 )
 from feat.avspeech.tables import Row, table_path, write_table
-from feat.files import UserError, require_free_bytes, run_script
+from feat.files import UserError, require_free_bytes
 from feat.mixture_tree import claim_folder
 from feat.parallel import parallel_map
 

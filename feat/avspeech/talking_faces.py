@@ -23,6 +23,8 @@ import random
 import zlib
 from dataclasses import dataclass
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
@@ -30,7 +32,7 @@ from feat.audio import read_mono
 from feat.avspeech.boxes import read_boxes, write_boxes
 from feat.avspeech.clips import FRAME_RATE, SAMPLE_RATE, faces_path
 from feat.avspeech.video import write_video
-from feat.files import run_script, write_text
+from feat.files import write_text
 from feat.lists import SETS, rate_folder
 from feat.mixture_tree import claim_folder
 from feat.parallel import parallel_map

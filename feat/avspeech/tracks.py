@@ -9,13 +9,15 @@ import os
 import time
 from dataclasses import dataclass
 
+from feat.script import run_script
+
 import numpy as np
 from absl import flags
 
 from feat.avspeech import boxes, embedders
 from feat.avspeech.clips import FRAME_RATE, faces_path
 from feat.avspeech.video import read_frames, video_info
-from feat.files import UserError, atomic_path, run_script
+from feat.files import UserError, atomic_path
 from feat.parallel import progress
 
 THUMBNAIL = 96  # pixels
