@@ -266,6 +266,7 @@ def measure_cost(system, settings, batch_size, seconds, repeats):
         extraction["extraction_cpu_s"], _ = time_calls(lambda: extract(batch).numpy(), repeats)
     if system == "looking_to_listen":  # whose training batches all have one length
         spec = {key: tf.TensorSpec(value.shape, value.dtype) for key, value in batch.items()}
+    forward = extract = None  # frees their graphs
     step = make_step(model, objective, batch_size, spec)
     step_cpu, step_wall = time_calls(lambda: step([batch], 1e-4)["loss"].numpy(), repeats)
     return {

@@ -4,6 +4,7 @@ import contextlib
 import math
 
 import tensorflow as tf
+from tensorflow.python.eager import context  # there is no public way to its caches
 
 from feat.graph import compiled
 
@@ -83,6 +84,8 @@ class TrainStep:
         if jit_compile:
             self._gradients = compiled(self._gradients, jit_compile=True)
         self._functions = {}
+        # TensorFlow keeps a kernel of some 40 KB for every variable that was made.
+        context.context().clear_kernel_cache()
 
     @property
     def state(self):
