@@ -266,8 +266,7 @@ class TrainingData(train.DrawnData):
             parity=FLAGS.parity,
         )
         if FLAGS.dynamic_mixing:
-            if not FLAGS.corpus_folder or not self.segment:
-                raise UserError("--dynamic_mixing needs --corpus_folder, and --segment_seconds above 0")
+            train.require_corpus(self.segment)
             self.snr_db = ascending(FLAGS, "snr_db", 2)
             self.pool = training_pool(model.talkers)
             self.examples = FLAGS.epoch_mixtures

@@ -470,8 +470,7 @@ class TrainingData(train.DrawnData):
         self.separated = self.validation.some(sorted(lines[:count]))
 
     def _make_pool(self):
-        if not FLAGS.corpus_folder or not self.segment:
-            raise UserError("--dynamic_mixing needs --corpus_folder, and --segment_seconds above 0")
+        train.require_corpus(self.segment)
         rate, enhancement = FLAGS.sample_rate, FLAGS.task == "enhancement"
         self.snr_db = ascending(FLAGS, "snr_db", 2)
         utterances = divide_talkers(FLAGS.corpus_folder, FLAGS.seed)["tr"]

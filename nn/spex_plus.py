@@ -284,8 +284,7 @@ class TrainingData(train.DrawnData):
         self.enrolment = round(FLAGS.enrolment_seconds * rate)
         self.whole = FLAGS.dynamic_mixing or (FLAGS.parity and FLAGS.variant == "seed")
         if FLAGS.dynamic_mixing:
-            if not FLAGS.corpus_folder or not self.segment:
-                raise UserError("--dynamic_mixing needs --corpus_folder, and --segment_seconds above 0")
+            train.require_corpus(self.segment)
             self.pool = triplet_dataset.talker_pool(
                 FLAGS.corpus_folder, find_speakers(FLAGS.corpus_folder), rate, speakers
             )

@@ -118,6 +118,16 @@ class DrawnData:
         (self.training or self.pool).check()
 
 
+def require_corpus(segment):
+    """Raises UserError unless --dynamic_mixing has a corpus to draw from, and a length to draw.
+
+    Args:
+        segment: samples of a mixture, from --segment_seconds.
+    """
+    if not FLAGS.corpus_folder or not segment:
+        raise UserError("--dynamic_mixing needs --corpus_folder, and --segment_seconds above 0")
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
     """How to train.

@@ -257,6 +257,11 @@ def test_training_draws_cues(folder):
     assert all(np.isfinite(x).all() for x in arrays.values() if getattr(x, "dtype", None) == np.float32)
 
 
+def test_dynamic_mixing_without_a_corpus_is_refused(folder):
+    line = speech.refuse(folder, "nn/binaural_tasnet.py", "--dynamic_mixing", **FLAGS | dict(time_stamp="none"))
+    assert "--dynamic_mixing needs --corpus_folder" in line
+
+
 def test_scores_of_a_set(folder):
     source = prefix(folder, "whole", LAST)
     printed = speech.succeed(folder, "nn/binaural_tasnet.py", is_deploy=1, resume_model=source, **FLAGS)

@@ -370,6 +370,9 @@ def test_training_on_both_talkers_of_dynamic_mixtures(folder):
     assert "trained with windows of 32, 64, 128 samples" in line
     line = speech.refuse(folder, "nn/spex_plus.py", windows_ms="8,4,16", **one)
     assert "--windows_ms 8,4,16: give three ascending numbers" in line
+    alone = own | dict(time_stamp="alone")
+    line = speech.refuse(folder, "nn/spex_plus.py", "--dynamic_mixing", **alone)
+    assert "--dynamic_mixing needs --corpus_folder" in line
     odd = own | both | dict(batch_size=3, time_stamp="odd")
     assert "--batch_size 3 should be even" in speech.refuse(
         folder, "nn/spex_plus.py", "--dynamic_mixing", "--both_talkers", **odd
