@@ -432,6 +432,15 @@ class Pool:
     def __len__(self):
         return len(self.paths)
 
+    def check(self):
+        """Reads all wavs again. Raises UserError, which names the first that cannot be used."""
+        _levels(self.settings, self.paths)
+
+
+def _levels(settings, paths):
+    """`_level` of each."""
+    return parallel_map(functools.partial(_level, settings), paths, workers_for(paths), "measure sources")
+
 
 def _level(settings, path):
     """(root mean square, samples) of a wav."""
@@ -454,7 +463,7 @@ def source_pool(settings, set_name, names):
         paths = settings.wav_paths(set_name, name)
         for utterance, path in zip(parts_of_name(name, settings.talkers), paths):
             found.setdefault(utterance, path)
-    measured = parallel_map(functools.partial(_level, settings), found.values(), workers_for(found), "measure sources")
+    measured = _levels(settings, list(found.values()))
     kept = [(u, p, level, n) for (u, p), (level, n) in zip(found.items(), measured) if level > 0]
     speakers = [talker_of(utterance) for utterance, *_ in kept]
     numbers = {speaker: i for i, speaker in enumerate(sorted(set(speakers)))}

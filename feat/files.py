@@ -1,26 +1,11 @@
 """Errors that a user can mend, and whole-or-nothing writes."""
 
 import contextlib
-import errno
 import os
 import re
 import shutil
 import socket
 import tempfile
-
-# What a disk or a folder may refuse, and the user can mend.
-REFUSALS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.EEXIST,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EIO,
-)
 
 
 class UserError(Exception):

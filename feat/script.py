@@ -1,16 +1,31 @@
 """The entry point of every script. Scripts import it before TensorFlow."""
 
+import errno
 import gc
 import signal
 import sys
 
 from absl import app, flags, logging
 
-from feat.files import REFUSALS, UserError
+from feat.files import UserError
 
 # Importing TensorFlow and tracing graphs make millions of objects that stay. Python's default looks for garbage among
 # them after every 700, which is a tenth of the start of a training script.
 gc.set_threshold(20_000, 20, 50)
+
+# What a disk or a folder may refuse, and the user can mend.
+_REFUSALS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EIO,
+)
 
 
 def run_script(main):
@@ -36,7 +51,7 @@ def run_script(main):
             message = "stopped: what was finished is kept; the same command goes on from there"
             code = 128 + (stop.args[0] if stop.args else signal.SIGINT)
         except OSError as error:
-            if error.errno not in REFUSALS:
+            if error.errno not in _REFUSALS:
                 raise
             message = (
                 f"error: {error.filename or 'disk'}: {error.strerror};"

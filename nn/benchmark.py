@@ -240,6 +240,25 @@ def time_calls(function, repeats):
     return statistics.median(cpu), statistics.median(wall)
 
 
+def time_forward(system, model, batch, spec, repeats):
+    """Times of the forward pass and, of SpEx+, of extraction alone: {name: seconds}. Its graphs go when it returns."""
+    inputs_of = SYSTEMS[system][1]
+
+    def run(batch):
+        inputs = inputs_of(batch)
+        return model(**inputs) if system in SCORES else model(inputs)
+
+    forward = compiled(run, spec)
+    cpu, wall = time_calls(lambda: tf.nest.flatten(forward(batch))[0].numpy(), repeats)
+    found = {"forward_cpu_s": cpu, "forward_wall_s": wall}
+    if system == "spex_plus":
+        extract = compiled(
+            lambda batch: model.extract(batch["mixture"], model.embed(batch["enrolment"]))["short"], spec
+        )
+        found["extraction_cpu_s"], _ = time_calls(lambda: extract(batch).numpy(), repeats)
+    return found
+
+
 def measure_cost(system, settings, batch_size, seconds, repeats):
     """Cost of a system on random input: {name: number}."""
     build, inputs_of = SYSTEMS[system]
@@ -251,31 +270,16 @@ def measure_cost(system, settings, batch_size, seconds, repeats):
     else:
         spec = dataset.free_lengths(batch)
     macs = count_macs(model, inputs_of(batch))
-
-    def run(batch):
-        inputs = inputs_of(batch)
-        return model(**inputs) if system in SCORES else model(inputs)
-
-    forward = compiled(run, spec)
-    forward_cpu, forward_wall = time_calls(lambda: tf.nest.flatten(forward(batch))[0].numpy(), repeats)
-    extraction = {}
-    if system == "spex_plus":
-        extract = compiled(
-            lambda batch: model.extract(batch["mixture"], model.embed(batch["enrolment"]))["short"], spec
-        )
-        extraction["extraction_cpu_s"], _ = time_calls(lambda: extract(batch).numpy(), repeats)
+    forward = time_forward(system, model, batch, spec, repeats)
     if system == "looking_to_listen":  # whose training batches all have one length
         spec = {key: tf.TensorSpec(value.shape, value.dtype) for key, value in batch.items()}
-    forward = extract = None  # frees their graphs
     step = make_step(model, objective, batch_size, spec)
     step_cpu, step_wall = time_calls(lambda: step([batch], 1e-4)["loss"].numpy(), repeats)
     return {
         "parameters": cost.count_parameters(model),
         "gmacs_per_second_of_audio": macs / 1e9 / (batch_size * seconds),
-        "forward_cpu_s": forward_cpu,
-        "forward_wall_s": forward_wall,
-        **extraction,
-        "real_time_factor": forward_wall / (batch_size * seconds),
+        **forward,
+        "real_time_factor": forward["forward_wall_s"] / (batch_size * seconds),
         "training_step_cpu_s": step_cpu,
         "training_step_wall_s": step_wall,
         "peak_memory_mib": cost.peak_memory()["process"],

@@ -186,14 +186,6 @@ class TrainingData(train.DrawnData):
         files, *_ = dataset.draw_mixtures(self.pool, count, 1, FLAGS.seed, epoch)
         return self.pool.paths, files
 
-    def check(self):
-        """Checks all files again. Raises UserError, which names the first that cannot be used."""
-        if FLAGS.dynamic_mixing:
-            dataset.source_pool(self.settings, "tr", read_list("tr"))
-        else:
-            self.training.check()
-        self.validation.check()
-
     def validation_batches(self, share=dataset.Share()):
         """Every validation utterance alone."""
         return dataset.evaluation_batches(self.validation, share)

@@ -116,8 +116,7 @@ def distribute(strategy, make_batches):
         make_batches: feat.dataset.Share -> tf.data.Dataset of pieces.
     """
     if strategy.num_replicas_in_sync == 1:
-        # The iterators of tf.distribute tune themselves whatever the dataset says, in a thread that sleeps for up to
-        # a minute; their end now and then waits for it (TensorFlow 2.21).
+        # The iterators of tf.distribute tune themselves although feat.dataset.pieces says not to.
         return make_batches(dataset.Share())
 
     def of_this_process(context):
