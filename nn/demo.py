@@ -333,6 +333,7 @@ def build_page(gradio, separators, examples=()):
             [recording, system, voice],
             [status, *boxes, *parts],
             show_progress_on=recording,
+            trigger_mode="always_last",  # pressed again before the end, it is not forgotten
             concurrency_limit=1,
             api_visibility="private",
         )
