@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
@@ -128,6 +129,7 @@ def run_here(folder, script, *given, **named):
     arguments = command(script, *given, **named)[1:]
     known, argv, here = set(flags.FLAGS), sys.argv, os.getcwd()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    policy = keras.mixed_precision.dtype_policy()
     out, err = io.StringIO(), io.StringIO()
     code = 0
     os.chdir(folder)
@@ -148,6 +150,7 @@ def run_here(folder, script, *given, **named):
         flags.FLAGS.unparse_flags()
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        keras.mixed_precision.set_dtype_policy(policy)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
