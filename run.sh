@@ -2,7 +2,7 @@
 # ./run.sh deep_casa [--preset small|original] [--stage N] [--stop_stage N] [flags...]   separates all talkers
 # ./run.sh spex_plus [--preset small|original] [--stage N] [--stop_stage N] [flags...]   extracts one talker
 # ./run.sh binaural [--kind 2speakers|3speakers|noise|reverb] [--preset small|original] [--stage N] [--stop_stage N]
-#   [flags...]                                                                           separates talkers for two ears
+#   [--configurations all|VARIANT,VARIANT,...] [flags...]                                separates talkers for two ears
 # ./run.sh looking_to_listen [--preset small|original] [--stage N] [--stop_stage N] [flags...]   separates the voices
 #   of faces that are seen
 # ./run.sh diffsep [--preset small|original] [--stage N] [--stop_stage N] [flags...]     separates talkers, and enhances
@@ -287,8 +287,12 @@ binaural() {
   local preset stage stop_stage time_stamp given user_flags
   local read_here="data_folder corpus_folder kind variant talkers dynamic_mixing sample_rate mode"
   local set_by_stages="is_deploy resume_model nodynamic_mixing output_folder corpus_root sample_rates modes mixture"
-  read_flags "$read_here tr_mixtures cv_mixtures tt_mixtures" "$set_by_stages" "" \
+  read_flags "$read_here configurations tr_mixtures cv_mixtures tt_mixtures" "$set_by_stages" "" \
     "feat/voices.py feat/binaural_mix.py nn/binaural_tasnet.py" "$@"
+  if [ -n "$(value_of configurations "")" ]; then
+    binaural_configurations
+    return
+  fi
   local kind talkers variant data own_data own_talkers corpus rate mode exp_name published
   talkers=$(value_of talkers 2) variant=$(value_of variant "") kind=$(value_of kind "")
   case $variant in
@@ -368,6 +372,38 @@ binaural() {
     say_where "separated wavs" "$output/audio_results" "$models/$time_stamp/pictures" "$models" "$output"
   fi
   echo "done in $((SECONDS - start)) s"
+}
+
+# Runs `binaural` with the flags in `given` for every variant of --configurations, and joins their tables.
+binaural_configurations() {
+  local names flag rest=() variant exp_name folder tables=() table
+  names=$(value_of configurations "") exp_name=$(value_of exp_name binaural)
+  if [ "$names" = all ]; then
+    names=independent,cross,parallel
+    # Noise and rooms are mixtures of another kind, of two talkers.
+    [ -n "$(value_of kind "")$(value_of talkers "")" ] || names+=,parallel-noise,parallel-reverb
+  fi
+  [ -z "$(value_of variant "")" ] || fail "--variant does not go with --configurations, which names them"
+  for flag in "${given[@]}"; do
+    case $flag in --configurations=* | --exp_name=*) ;; *) rest+=("$flag") ;; esac
+  done
+  for variant in ${names//,/ }; do
+    echo "=== $variant"
+    binaural "${rest[@]}" --variant="$variant" --exp_name="${exp_name}_$variant"
+    tables+=("exp/${exp_name}_$variant/output_$(value_of set tt)/table.txt")
+  done
+  [ "$stop_stage" -ge 4 ] || return 0
+  folder=exp/${exp_name}_configurations
+  mkdir -p "$folder"
+  # The head, a line of each, and once what the columns mean.
+  {
+    sed 2q "${tables[0]}"
+    for table in "${tables[@]}"; do sed -n 3p "$table"; done
+    sed 1,3d "${tables[0]}"
+  } > "$folder/.table.txt"
+  mv "$folder/.table.txt" "$folder/table.txt"
+  printf '\n=== %s/table.txt\n' "$folder"
+  cat "$folder/table.txt"
 }
 
 looking_to_listen() {

@@ -24,7 +24,7 @@ from keras import ops
 
 from feat import binaural, binaural_dataset, dataset
 from feat.audio import read_stereo, resample, wav_info, write_pcm16
-from feat.augment import Augmentation
+from feat.augment import Augmentation, speed_samples
 from feat.binaural_mix import ascending, find_noise
 from feat.binaural_sets import set_folder, training_talkers
 from feat.files import UserError, make_writable_directory, write_text
@@ -75,20 +75,23 @@ class BinauralSeparation:
     Args:
         model: MimoTasnet.
         whole: in training, mixtures of a batch hold no padding, or it counts, so that "samples" is not looked at.
+        whole_validation: the same of validation, whose mixtures come one by one, but on every device.
     """
 
-    def __init__(self, model, whole=False):
+    def __init__(self, model, whole=False, whole_validation=True):
         self.model = model
         self.whole = whole
+        self.whole_validation = whole_validation
 
     def __call__(self, batch, training=False):
         """(loss [batch], metrics), all of them [batch], dB.
 
         Args:
             batch: "mixture" [batch, samples, 2], "sources" [batch, talkers, samples, 2]. With "samples" [batch] what
-                is behind them does not count; validation takes mixtures one by one and has no use for it.
+                is behind them does not count.
         """
-        samples = batch.get("samples") if training and not self.whole else None
+        whole = self.whole if training else self.whole_validation
+        samples = None if whole else batch.get("samples")
         estimates = self.model(batch["mixture"], samples=samples, training=training)
         # Data sets do not say how many talkers there are before they are read.
         sources = ops.reshape(batch["sources"], ops.shape(estimates))
@@ -186,9 +189,12 @@ def model_settings(source=""):
             stored["wiring"] = "cross"  # the same weights
             if settings["projection"] != "random":
                 print(f"{source}: holds no projection of the features; it is drawn from a fixed seed")
+        stored = {"parity": FLAGS.parity} | stored
     else:
         stored = config["model"]
-    for argument, flag in (SIZE_FLAGS | {"wiring": "variant"}).items():
+    # At inference --parity is of scores and sound; the network stays the one that was trained.
+    own_flags = SIZE_FLAGS | {"wiring": "variant"} | ({"parity": "parity"} if FLAGS.is_deploy == "0" else {})
+    for argument, flag in own_flags.items():
         if FLAGS[flag].present and stored.get(argument, settings[argument]) != settings[argument]:
             raise UserError(
                 f"{source}: trained with --{flag} {stored[argument]}, but --{flag} {FLAGS[flag].value} was given;"
@@ -197,7 +203,7 @@ def model_settings(source=""):
     rate = (config or {}).get("sample_rate", FLAGS.sample_rate)
     if rate != FLAGS.sample_rate:
         raise UserError(f"{source}: of {rate} Hz, --sample_rate is {FLAGS.sample_rate}; give --sample_rate {rate}")
-    return settings | {name: value for name, value in stored.items() if name != "parity"}
+    return settings | stored
 
 
 def folder_of(set_name):
@@ -243,14 +249,14 @@ class TrainingData(train.DrawnData):
 
     Args:
         model: MimoTasnet.
-        pieces: mixtures of a batch that a device gets at once.
+        devices: that train.
 
     Attributes:
         examples: in an epoch.
-        whole: training mixtures hold no padding.
+        whole, whole_validation: see BinauralSeparation.
     """
 
-    def __init__(self, model, pieces):
+    def __init__(self, model, devices):
         rate, self.batch_size = FLAGS.sample_rate, FLAGS.batch_size
         self.segment = round(FLAGS.segment_seconds * rate)
         if self.segment and self.segment < model.shortest:
@@ -273,12 +279,15 @@ class TrainingData(train.DrawnData):
         else:
             self.training = read_set("tr", model.talkers)
             self.examples = len(self.training)
-        self.whole = FLAGS.parity or (pieces == 1 and not FLAGS.dynamic_mixing)
+        # Devices get mixtures that are padded to the longest of the whole batch.
+        self.whole = FLAGS.parity or (self.batch_size == 1 and not FLAGS.dynamic_mixing)
+        self.whole_validation = FLAGS.parity or devices == 1
         self.validation = read_set("cv", model.talkers)
         if FLAGS.cv_utterances:
             self.validation = self.validation.some(range(min(FLAGS.cv_utterances, len(self.validation))))
-        for mixtures in filter(None, (self.training, self.validation)):
-            require_length(mixtures, model)
+        if self.training is not None:
+            require_length(self.training, model, self.augmentation.speeds)
+        require_length(self.validation, model)
 
     def training_batches(self, epoch, skip=0, share=dataset.Share()):
         """Pieces of the batches of an epoch, the first `skip` left out."""
@@ -301,13 +310,15 @@ class TrainingData(train.DrawnData):
         return binaural_dataset.evaluation_batches(self.validation, share=share)
 
 
-def require_length(mixtures, model):
-    """Raises UserError if a mixture of a BinauralSet is shorter than the network takes."""
-    short = np.flatnonzero(mixtures.samples < model.shortest)
+def require_length(mixtures, model, speeds=()):
+    """Raises UserError if a mixture of a BinauralSet, at one of the speeds in %, is shorter than the network takes."""
+    fastest = max(speeds, default=100)
+    short = np.flatnonzero(speed_samples(mixtures.samples, fastest, mixtures.sample_rate) < model.shortest)
     if short.size:
+        at_speed = f" at {fastest} % of the speed" if fastest > 100 else ""
         raise UserError(
             f"{mixtures.files.paths[short[0]]}: {mixtures.samples[short[0]]} samples, the network needs"
-            f" {model.shortest}; leave it out"
+            f" {model.shortest}{at_speed}; leave it out"
         )
 
 
@@ -323,7 +334,7 @@ def train_model():
         if FLAGS.filterbank == "fourier":
             model.start_as_fourier()
         optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate)
-    data = TrainingData(model, -(-FLAGS.batch_size // strategy.num_replicas_in_sync))
+    data = TrainingData(model, strategy.num_replicas_in_sync)
     epochs = train.epochs_from_flags(data.examples, whole=True)
     if FLAGS.lr_schedule == "original":
         rule = learning_rate.AnchorRule(
@@ -335,7 +346,7 @@ def train_model():
         system="mimo_tasnet",
         model=model,
         optimizer=optimizer,
-        objective=BinauralSeparation(model, data.whole),
+        objective=BinauralSeparation(model, data.whole, data.whole_validation),
         training_batches=data.training_batches,
         validation_batches=data.validation_batches,
         epochs=epochs,

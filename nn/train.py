@@ -7,6 +7,7 @@ machine, and goes on where it was after being killed.
 import collections
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -29,6 +30,9 @@ from nn import checkpoint, cost, devices, learning_rate
 from nn.step import TrainStep
 
 FLAGS = flags.FLAGS
+
+# Of a model's constructor arguments those that a run may go on without: they count in training or at its start alone.
+MAY_CHANGE = ("dropout", "tap_keep", "initialization", "init_scale", "seed")
 
 
 @dataclasses.dataclass
@@ -391,6 +395,7 @@ def _resume(task, options, step, state):
                 " give the same, or another --time_stamp"
             )
     checkpoint.restore_weights(reader, task.system, task.model)
+    _require_same_model(options, config, task.model)
     if not checkpoint.restore_optimizer(reader, task.model, task.optimizer):
         raise UserError(
             f"{reader.prefix}: holds no state of the optimiser {task.optimizer.name};"
@@ -406,6 +411,17 @@ def _resume(task, options, step, state):
     if os.path.exists(best + checkpoint.INDEX) and devices.is_chief(options.strategy):
         checkpoint.mark_best(best)
     return state
+
+
+def _require_same_model(options, config, model):
+    """Raises UserError if a network of the same weights was trained, but one that computes otherwise."""
+    now = json.loads(json.dumps(model.settings))
+    for name, value in config.get("model", {}).items():
+        if name not in MAY_CHANGE and now.get(name, value) != value:
+            raise UserError(
+                f"{options.folder}: its network was trained with {name} {value}, but the flags say {now[name]};"
+                " give the same, or another --time_stamp"
+            )
 
 
 def _require_same_step(options, state):

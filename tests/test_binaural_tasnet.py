@@ -3,6 +3,7 @@
 import csv
 import functools
 import itertools
+import json
 
 import keras
 import numpy as np
@@ -237,7 +238,7 @@ LAST = 3  # the step that would come after the last
 def folder(tmp_path_factory):
     """Sets of stereo wavs, and a trained network."""
     folder = tmp_path_factory.mktemp("binaural")
-    for set_name, count in dict(tr=4, cv=1, tt=2).items():
+    for set_name, count in dict(tr=4, cv=2, tt=2).items():
         for i in range(count):
             samples = 2400 + 160 * i
             sources = [placed(i % 3, i, samples), placed((i + 1) % 3, 50 + i, samples)[:, ::-1]]
@@ -255,6 +256,45 @@ def test_training_draws_cues(folder):
     assert list((folder / "exp/binaural_tasnet/models/whole/pictures").glob("*.png"))
     arrays = speech.checkpoint_arrays(prefix(folder, "whole", LAST))
     assert all(np.isfinite(x).all() for x in arrays.values() if getattr(x, "dtype", None) == np.float32)
+
+
+def test_two_devices_train_and_validate_as_one(folder):
+    """Mixtures are of different lengths, so that each device gets padding that one alone would not see."""
+    runs = {}
+    for stamp, devices in (("one", 0), ("two", 2)):
+        named = dict(num_virtual_devices=devices, segment_seconds=0, speed_perturb=False, optimizer="momentum")
+        speech.succeed(folder, "nn/binaural_tasnet.py", time_stamp=stamp, **FLAGS | named | dict(pictures=0))
+        arrays = speech.checkpoint_arrays(prefix(folder, stamp, LAST))
+        state = json.loads(arrays.pop(next(name for name in arrays if name.startswith("loop"))))["state"]
+        runs[stamp] = arrays, state["score"]
+    (ours, our_score), (theirs, their_score) = runs.values()
+    assert our_score == pytest.approx(their_score, abs=1e-4)
+    for name, value in ours.items():
+        if getattr(value, "dtype", None) == np.float32:
+            np.testing.assert_allclose(value, theirs[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_the_network_stays_the_one_that_was_trained(folder):
+    """--parity changes what a causal network computes, --norm and --causal too, and weights do not tell."""
+    run = FLAGS | dict(time_stamp="late", exp_name="late", pictures=0)
+    speech.succeed(folder, "nn/binaural_tasnet.py", "--causal", "--parity", **run)
+    found = []
+    for parity in (False, True):
+        speech.succeed(folder, "nn/binaural_tasnet.py", is_deploy=1, parity=parity, **run)
+        with open(folder / "exp/late/output_tt/test_results.csv", encoding="utf-8") as file:
+            found.append([row["snr"] for row in csv.DictReader(file)])
+    assert found[0] == found[1]
+    line = speech.refuse(folder, "nn/binaural_tasnet.py", "--parity", **run | dict(epoch=2))
+    assert "exp/late/models/late: its network was trained with norm channel, but the flags say global" in line
+
+
+def test_a_mixture_that_gets_too_short_at_the_fastest_speed(folder):
+    for path in ("short/cv", "short/tr"):
+        for kind in ("mix", "s1", "s2"):
+            write_pcm16(folder / path / kind / "m0.wav", 0.5 * placed(0, 3, 1045), RATE)
+    named = FLAGS | dict(time_stamp="short", data_folder="short", n_blocks=8, batch_size=1, segment_seconds=0)
+    line = speech.refuse(folder, "nn/binaural_tasnet.py", **named)
+    assert "m0.wav: 1045 samples, the network needs 1040 at 105 % of the speed" in line
 
 
 def test_dynamic_mixing_without_a_corpus_is_refused(folder):

@@ -54,15 +54,20 @@ def test_binaural(repository):
     sizes = {"tr_talkers": 3, "cv_talkers": 3, "tt_talkers": 3, "utterances_per_talker": 1, "cv_mixtures": 1}
     sizes |= {"tt_mixtures": 2, "n_filters": 8, "n_bottle": 6, "n_units": 8, "n_blocks": 1, "n_repeats": 1}
     sizes |= {"talkers": 3, "epoch": 1, "epoch_mixtures": 4, "segment_seconds": 0.5, "num_workers": 1, "pictures": 0}
-    done = run(repository, "binaural", "--exp_name", "ears", **sizes)
+    done = run(repository, "binaural", "--exp_name", "ears", "--configurations=independent,parallel", **sizes)
     assert done.returncode == 0, done.stdout + done.stderr
-    said = dict(line.rsplit("  ", 1) for line in done.stdout.splitlines() if "exp/ears" in line and "  " in line)
-    said = {name.strip(): path.split()[-1] for name, path in said.items()}
-    # Of either mixture itself, three talkers and three estimates.
-    assert len(list((repository / said["separated wavs"]).glob("*.wav"))) == 14
-    for what in ("TensorBoard logs", "scores"):
-        assert any((repository / said[what]).iterdir())
-    assert "SNRi (dB)" in done.stdout and "Delta ITD (us)" in done.stdout
+    for variant in ("independent", "parallel"):
+        lines = [line for line in done.stdout.splitlines() if f"exp/ears_{variant}" in line and "  " in line]
+        said = {name.strip(): path.split()[-1] for name, path in (line.rsplit("  ", 1) for line in lines)}
+        # Of either mixture itself, three talkers and three estimates.
+        assert len(list((repository / said["separated wavs"]).glob("*.wav"))) == 14
+        for what in ("TensorBoard logs", "scores"):
+            assert any((repository / said[what]).iterdir())
+    table = (repository / "exp/ears_configurations/table.txt").read_text()
+    assert done.stdout.endswith(table)
+    head, _, *rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert "SNRi (dB)" in head and "Delta ITD (us)" in head
+    assert [row.split()[1] for row in rows] == ["ears_independent", "ears_parallel"]
 
 
 def test_looking_to_listen(repository):
