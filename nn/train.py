@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
+from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.hparams import api as hparams
 
 from feat import dataset
@@ -150,6 +151,7 @@ class TrainOptions:
         finish: validate and save after the last step.
         dry_run: train a few steps, say what the whole would cost, and write nothing.
         profile_steps: (first, last) step of a TensorBoard profile, or None.
+        weight_histograms: show the weights' distribution at every validation.
     """
 
     folder: str
@@ -171,6 +173,7 @@ class TrainOptions:
     finish: bool = True
     dry_run: bool = False
     profile_steps: tuple | None = None
+    weight_histograms: bool = False
 
 
 def define_training_flags(learning_rate, lr_decay, epoch=200, batch_size=1):
@@ -209,6 +212,7 @@ def define_training_flags(learning_rate, lr_decay, epoch=200, batch_size=1):
     flags.DEFINE_integer("save_steps", 0, "also save every so many steps; 0: at epochs only", lower_bound=0)
     flags.DEFINE_integer("keep_checkpoints", 0, "keep the newest so many, and the best; 0: all", lower_bound=0)
     flags.DEFINE_integer("pictures", 3, "validation mixtures to draw and play in TensorBoard", lower_bound=0)
+    flags.DEFINE_bool("weight_histograms", True, "how the weights are distributed, in TensorBoard at every validation")
     flags.DEFINE_bool("dry_run", False, "say what training would cost, from a few steps, and write nothing")
     flags.DEFINE_list("profile_steps", [], "first,last step of a profile for TensorBoard")
 
@@ -239,6 +243,7 @@ def options_from_flags(strategy, task):
         finish=not FLAGS.parity,
         dry_run=FLAGS.dry_run,
         profile_steps=profile,
+        weight_histograms=FLAGS.weight_histograms,
     )
 
 
@@ -636,6 +641,9 @@ class Run:
         with self._writing():
             for name, value in means.items():
                 tf.summary.scalar(f"validation/{name}", value, step)
+            for weight in self.task.model.trainable_variables if self.options.weight_histograms else ():
+                histogram = histogram_pb(f"weights/{weight.path}", keras.ops.convert_to_numpy(weight))
+                tf.summary.experimental.write_raw_pb(histogram.SerializeToString(), step)
             self.task.pictures(os.path.join(self.options.folder, "pictures"), step)
 
     def save(self, state, is_best):

@@ -260,6 +260,7 @@ def test_profile_and_hparams_are_written(folder):
     tags = {value.tag for event in events for value in event.summary.value}
     assert "_hparams_/session_start_info" in tags
     assert {"train/audio_seconds_per_second", "train/steps_per_second", "train/learning_rate"} <= tags
+    assert any(tag.startswith("weights/") and tag.endswith("/kernel") for tag in tags)
 
 
 def test_an_utterance_that_is_not_finite(folder):
