@@ -324,7 +324,11 @@ def train(task, options):
         cost.print_forecast(task, options, step)
         return state
     if chief:
-        checkpoint.write_config(options.folder, task.system, task.model, **task.config, **task.notes)
+        started_from = options.resume_model
+        if state.step > 1:
+            started_from = (checkpoint.read_config(_prefix(options, state.step)) or {}).get("started_from", "")
+        more = task.config | task.notes | {"started_from": started_from}
+        checkpoint.write_config(options.folder, task.system, task.model, **more)
         write_text(
             os.path.join(options.folder, "flags.txt"),
             "\n".join(filter(None, (flag.serialize() for flag in project_flags()))) + "\n",
@@ -381,7 +385,10 @@ def _resume(task, options, step, state):
             step.restart_averages()
             print(f"{reader.prefix}: weights {'and optimiser ' if kept else ''}restored; starting at step 1")
         return state
-    if options.resume_model and checkpoint.resolve(options.resume_model) != reader.prefix:
+    config = checkpoint.read_config(reader.prefix) or {}
+    # The same command again goes on, also one that started from another checkpoint.
+    given = options.resume_model
+    if given and given != config.get("started_from") and checkpoint.resolve(given) != reader.prefix:
         raise UserError(
             f"{options.folder}: holds {os.path.basename(reader.prefix)}, so --resume_model {options.resume_model}"
             " would be passed over; leave it out to go on, or choose another --time_stamp"
@@ -392,7 +399,6 @@ def _resume(task, options, step, state):
             f"{reader.prefix}: not from this training loop; to start from it, choose another --time_stamp"
             " and give it as --resume_model"
         )
-    config = checkpoint.read_config(reader.prefix) or {}
     for flag, value in task.config.items():
         if config.get(flag, value) != value:
             raise UserError(

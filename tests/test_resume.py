@@ -147,6 +147,14 @@ def test_a_longer_run_goes_on_from_the_end_of_a_shorter(folder):
     assert f"going on at step {LAST_SEQ} of 15" in printed and index(folder, "longer", 16).exists()
 
 
+def test_what_started_from_another_checkpoint_goes_on(folder):
+    start = dict(time_stamp="started", resume_model=run_folder(folder, "seq") / "best")
+    assert "starting at step 1" in speech.succeed(folder, "nn/seq_group.py", **start, **SEQ | dict(epoch=1))
+    for epochs in (2, 3):
+        printed = speech.succeed(folder, "nn/seq_group.py", **start, **SEQ | dict(epoch=epochs))
+        assert "going on at step" in printed and "starting at step 1" not in printed
+
+
 def test_refuses_to_go_on_with_other_flags(folder):
     start_again_at(folder, "seq", "other", 5)
 
