@@ -43,7 +43,7 @@ from feat.audio import FULL_SCALE, read_mono, read_stereo, resample, to_int16, w
 from feat.binaural_scenes import KINDS, Scene
 from feat.binaural_sets import NOISE_SIGNALS, SHORTEST, divide_talkers, read_manifest, set_folder
 from feat.files import UserError, make_writable_directory, require_free_bytes, write_text
-from feat.hrir import Head, find_heads, split_heads
+from feat.hrir import CIPIC_SETS, Head, cipic_number, find_heads, split_heads
 from feat.lists import SETS, source_names
 from feat.mixing import MODES, draw_sets, mix_sources
 from feat.mixture_tree import claim_folder, file_names, measure_level
@@ -152,6 +152,7 @@ def make_binaural(tree, scenes_of_set, settings, overwrite=False, num_workers=0)
     missing = {
         name: [scene for scene in scenes if scene.name not in known[name]] for name, scenes in scenes_of_set.items()
     }
+    _require_rooms(missing)
     _require_disk(tree, missing, num_workers)
     for set_name, scenes in missing.items():
         for rate, mode in tree.variants:
@@ -291,8 +292,23 @@ def _response(tree, scene, source, rate):
     if isinstance(scene.place, Room):
         path = tree.room_path(scene.place, azimuth)
     else:
-        path = os.path.join(scene.place, f"CATT_{os.path.basename(scene.place)}_{azimuth}.wav")
+        path = _recorded_response(scene.place, azimuth)
     return _room_response(path, rate)
+
+
+def _recorded_response(folder, azimuth):
+    return os.path.join(folder, f"CATT_{os.path.basename(folder)}_{azimuth}.wav")
+
+
+def _require_rooms(scenes_of_set):
+    """Raises UserError, naming the first, if responses of recorded rooms are missing."""
+    scenes = [scene for scenes in scenes_of_set.values() for scene in scenes if isinstance(scene.place, str)]
+    paths = sorted({_recorded_response(scene.place, azimuth) for scene in scenes for azimuth in scene.azimuths})
+    missing = [path for path in paths if not os.path.exists(path)]
+    if missing:
+        raise UserError(
+            f"{missing[0]}: no such file; {len(missing)} of {len(paths)} responses are missing; check --brir_folder"
+        )
 
 
 @functools.lru_cache(512)
@@ -545,8 +561,11 @@ def _fingerprint(values):
 
 def _listener(path, heads, name):
     """The Head of a subject of the lists."""
-    for key in (name, f"subject{name}", f"subject_{name}"):
-        if key in heads:
+    if name in heads:
+        return heads[name]
+    number = cipic_number(name)
+    for key in heads:
+        if number is not None and cipic_number(key) == number:
             return heads[key]
     raise UserError(f"{path}: no folder of the listener {name}; take CIPIC's wav edition whole")
 
@@ -568,9 +587,15 @@ def _places(values, tree, counts):
     of_set = split_heads(heads, values.seed)
     if len(heads) < 3:
         print(f"{values.hrir}: {len(heads)} listeners, who are in all sets; three or more would be kept apart")
+    empty = [name for name in SETS if counts[name] and not of_set[name]]
+    if empty:
+        raise UserError(
+            f"{values.hrir}: no listener of CIPIC's set {empty[0]}, such as subject{CIPIC_SETS[empty[0]][0]}; add some,"
+            f" or give --{empty[0]}_mixtures 0"
+        )
     if tree.kind != "reverb":
         return of_set
-    return {name: rooms.draw_rooms(name, of_set[name], values.seed) for name in SETS}
+    return {name: rooms.draw_rooms(name, some, values.seed) if some else [] for name, some in of_set.items()}
 
 
 def _recordings(values):

@@ -8,6 +8,7 @@ angle out of the median plane (90 is right), the elevation runs around the axis 
 import functools
 import os
 import random
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ AZIMUTHS = (-80, -65, -55, *range(-45, 50, 5), 55, 65, 80)
 ELEVATIONS = -45 + 5.625 * np.arange(50)  # degrees
 ELEVATION_NAMES = tuple(int(np.floor(abs(e) + 0.5) * np.sign(e)) for e in ELEVATIONS)  # as file names have them
 EARS = ("left", "right")
+EAR_FILES = tuple(f"az{ear}.wav" for ear in EARS)  # ends of the names of CIPIC's wavs
 CIPIC_RATE_HZ = 44100
 SPHERE_TAPS = 200
 SPHERES = 45  # as many listeners as CIPIC has
@@ -27,6 +29,8 @@ SPHERE_RADIUS_M = (0.0875, 0.004)  # mean and standard deviation
 EAR_AZIMUTH_DEG = 100  # of the ears of a sphere, from the nose
 SOUND_M_PER_S = 343.0
 FARTHEST_DEG, FARTHEST_AZIMUTH_DEG = 7.5, 2.6  # of a measured position from the direction that it stands for
+LATERAL_DEG = 15  # from this azimuth on the near ear is louder, of a sphere by 3.7 dB and more
+SWAPPED_DB = 2  # of the far ear over the near one; ears whose gains differ a little are let pass
 # The listeners that Binaural-WSJ0Mix takes for each set.
 CIPIC_SETS = {
     "tr": "08 09 10 11 119 127 131 135 137 15 152 153 154 156 162 163 19 20 27 28 44 48 50 58 59 60 65".split(),
@@ -119,7 +123,7 @@ def find_heads(path=None, seed=0):
         if file.lower().endswith(".sofa"):
             heads[name] = Head(name, "sofa", file)
             _sofa_nearest(file)
-        elif os.path.isdir(file) and any(entry.endswith("azleft.wav") for entry in os.listdir(file)):
+        elif os.path.isdir(file) and any(entry.endswith(EAR_FILES) for entry in os.listdir(file)):
             heads[os.path.basename(file)] = Head(os.path.basename(file), "cipic", file)
     if not heads:
         raise UserError(
@@ -133,18 +137,30 @@ def find_heads(path=None, seed=0):
 def split_heads(heads, seed=0):
     """{set: [Head]}: CIPIC's as published, others in shares of 3 : 1 : 1; no one is in two sets.
 
-    Fewer than three are in all sets.
+    Fewer than three are in all sets. Sets other than tr may be empty, where some of CIPIC's listeners are missing.
+
+    Raises:
+      UserError: no one is left for tr.
     """
-    known = {f"subject{number}": name for name, numbers in CIPIC_SETS.items() for number in numbers}
-    if known.keys() == heads.keys():
-        return {name: [head for key, head in heads.items() if known[key] == name] for name in SETS}
-    names = sorted(heads)
-    if len(names) < 3:
+    if len(heads) < 3:
         return {name: list(heads.values()) for name in SETS}
-    random.Random(f"{seed} heads").shuffle(names)
-    few = max(1, len(names) // 5)
-    chosen = {"tr": names[2 * few :], "cv": names[:few], "tt": names[few : 2 * few]}
-    return {name: [heads[key] for key in sorted(keys)] for name, keys in chosen.items()}
+    published = {int(number): name for name, numbers in CIPIC_SETS.items() for number in numbers}
+    set_of = {name: published.get(cipic_number(name)) for name in sorted(heads)}
+    others = [name for name in set_of if set_of[name] is None]
+    random.Random(f"{seed} heads").shuffle(others)
+    few = max(1, len(others) // 5)
+    set_of |= {name: "cv" if i < few else "tt" if i < 2 * few else "tr" for i, name in enumerate(others)}
+    chosen = {name: [heads[key] for key in set_of if set_of[key] == name] for name in SETS}
+    if not chosen["tr"]:
+        where = os.path.dirname(next(iter(heads.values())).path)
+        raise UserError(f"{where}: all listeners are of CIPIC's sets cv and tt; add some of tr, such as subject08")
+    return chosen
+
+
+def cipic_number(name):
+    """Number of a listener that is named as CIPIC's are, 03, subject03 or subject_003; None of another."""
+    match = re.fullmatch(r"(?:subject_?)?(\d+)", name)
+    return int(match[1]) if match else None
 
 
 def sphere_responses(directions, radius_m, sample_rate=CIPIC_RATE_HZ, taps=SPHERE_TAPS):
@@ -181,7 +197,12 @@ def _available(head):
     have = np.ones(len(AZIMUTHS), bool)
     if head.kind == "cipic":
         names = set(os.listdir(head.path))
-        have[:] = [all(os.path.basename(_cipic_path("", a, ear)) in names for ear in EARS) for a in AZIMUTHS]
+        for row, azimuth in enumerate(AZIMUTHS):
+            absent = [ear for ear in EARS if _cipic_path("", azimuth, ear) not in names]
+            if len(absent) == 1:
+                path = _cipic_path(head.path, azimuth, absent[0])
+                raise UserError(f"{path}: no such file, the other ear's is there; take CIPIC's wav edition whole")
+            have[row] = not absent
     return np.repeat(have[:, None], len(ELEVATIONS), axis=1)
 
 
@@ -200,15 +221,18 @@ def _sphere_weights(radius_m, sample_rate, size):
 
 @functools.lru_cache(1024)
 def _responses(head, azimuth, sample_rate, sinc):
-    if head.kind == "cipic":
-        rate, responses = CIPIC_RATE_HZ, _cipic(head.path, azimuth)
-    elif head.kind == "sphere":
-        rate = CIPIC_RATE_HZ
-        responses = sphere_responses(unit_vector(azimuth, ELEVATIONS), head.radius_m)
-    else:
-        _, measured, rate = _sofa(head.path)
-        responses = measured[_sofa_nearest(head.path)[0][AZIMUTHS.index(azimuth)]]
+    responses, rate = _measured(head, azimuth)
     return _resampled(responses, rate, sample_rate, sinc)
+
+
+def _measured(head, azimuth):
+    """(responses float64 [50, taps, 2] of an azimuth as they are stored, their rate in Hz)."""
+    if head.kind == "cipic":
+        return _cipic(head.path, azimuth), CIPIC_RATE_HZ
+    if head.kind == "sphere":
+        return sphere_responses(unit_vector(azimuth, ELEVATIONS), head.radius_m), CIPIC_RATE_HZ
+    _, measured, rate = _sofa(head.path)
+    return measured[_sofa_nearest(head.path)[0][AZIMUTHS.index(azimuth)]], rate
 
 
 def _resampled(responses, rate, sample_rate, sinc):
@@ -230,6 +254,8 @@ def _cipic(folder, azimuth):
     ears, shapes = [], []
     for ear in EARS:
         path = _cipic_path(folder, azimuth, ear)
+        if not os.path.exists(path):
+            raise UserError(f"{path}: no such file; take CIPIC's wav edition whole, or check --hrir")
         info = wav_info(path)
         if info.sample_rate != CIPIC_RATE_HZ or info.frames != len(ELEVATIONS):
             raise UserError(
@@ -304,21 +330,23 @@ def _text(value):
 
 
 def _require_ears(head):
-    """Raises UserError if responses are missing, or right is left."""
+    """Raises UserError if responses are missing, or right is left at any azimuth."""
     have = head.available()
     if have.any(axis=1).sum() < 3:
         raise UserError(
             f"{head.path}: positions near {have.any(axis=1).sum()} of {len(AZIMUTHS)} azimuths between -80 and 80"
             " degrees, three are needed; take a file that covers the horizontal plane"
         )
-    balance = []
-    for row in np.flatnonzero(have.any(axis=1))[[0, -1]]:
-        if AZIMUTHS[row]:
-            responses = head.responses(AZIMUTHS[row], CIPIC_RATE_HZ)[have[row]]
-            left, right = np.sum(responses**2, axis=(0, 1))
-            balance.append(np.sign(AZIMUTHS[row]) * np.log10((right + 1e-30) / (left + 1e-30)))
-    if max(balance, default=1) < 0:
+    beyond = {}  # of the far ear, dB
+    for row in np.flatnonzero(have.any(axis=1)):
+        azimuth = AZIMUTHS[row]
+        if abs(azimuth) >= LATERAL_DEG:
+            left, right = np.sum(np.square(_measured(head, azimuth)[0][have[row]]), axis=(0, 1)) + 1e-30
+            beyond[azimuth] = 10 * np.sign(azimuth) * np.log10(left / right)
+    wrong = [azimuth for azimuth in beyond if beyond[azimuth] > SWAPPED_DB]
+    if wrong:
+        path = _cipic_path(head.path, wrong[0], "left") if head.kind == "cipic" else head.path
         raise UserError(
-            f"{head.path}: sound from the right is louder in the left ear; the ears are swapped,"
-            " swap the channels or the names of the files"
+            f"{path}: at {len(wrong)} of {len(beyond)} lateral azimuths, {wrong[0]} the first, the far ear is louder"
+            " than the near one; the ears are swapped, swap the channels or the names of the files"
         )

@@ -154,13 +154,13 @@ def test_sofa_positions_are_those_of_the_directions(tmp_path):
     assert not late[:, :7].any()
 
 
-def write_cipic(folder, name, radius=0.0875, rate=hrir.CIPIC_RATE_HZ, swapped=False, taps=(200, 200)):
-    """A listener in the layout of CIPIC's wav edition."""
+def write_cipic(folder, name, radius=0.0875, rate=hrir.CIPIC_RATE_HZ, swapped=(), taps=(200, 200)):
+    """A listener in the layout of CIPIC's wav edition; `swapped`: azimuths at which right is left."""
     for azimuth in hrir.AZIMUTHS:
         responses = hrir.sphere_responses(hrir.unit_vector(azimuth, hrir.ELEVATIONS), radius) / 2.5
         for e, ear in enumerate(hrir.EARS):
             path = folder / name / f"{'neg' if azimuth < 0 else ''}{abs(azimuth)}az{ear}.wav"
-            write_pcm16(path, responses[:, : taps[e], 1 - e if swapped else e], rate)
+            write_pcm16(path, responses[:, : taps[e], 1 - e if azimuth in swapped else e], rate)
     return folder
 
 
@@ -183,11 +183,25 @@ def test_bad_heads_are_told_in_one_line(tmp_path):
     (tmp_path / "text.sofa").write_text("no HDF5")
     assert "not a SOFA file" in refused(tmp_path / "text.sofa")
     for name, options, reason in (
-        ("a", dict(swapped=True), "ears are swapped"),
+        ("a", dict(swapped=hrir.AZIMUTHS), "neg80azleft.wav: at 20 of 20 lateral azimuths"),
+        ("d", dict(swapped=range(-45, 46)), "neg45azleft.wav: at 14 of 20 lateral azimuths"),
+        (
+            "e",
+            dict(swapped=[-80]),
+            "neg80azleft.wav: at 1 of 20 lateral azimuths, -80 the first, the far ear is louder",
+        ),
+        ("f", dict(swapped=[30]), "30azleft.wav: at 1 of 20"),
         ("b", dict(rate=48000), "48000 Hz"),
         ("c", dict(taps=(200, 190)), "190 taps, the left ear has 200"),
     ):
         assert reason in refused(write_cipic(tmp_path / name, "subject03", **options))
+    os.remove(write_cipic(tmp_path / "whole", "subject03") / "subject03" / "neg65azright.wav")
+    assert "neg65azright.wav: no such file" in refused(tmp_path / "whole")
+    os.remove(tmp_path / "whole" / "subject03" / "neg65azleft.wav")
+    head = hrir.find_heads(str(tmp_path / "whole"))["subject03"]
+    assert not head.available()[1].any() and head.available().sum() == 24 * 50
+    with pytest.raises(UserError, match="neg65azleft.wav: no such file; .*--hrir"):
+        head.response(-65, 8, RATE)
     sparse = write_sofa(tmp_path / "flat.sofa", ALL_AROUND[ALL_AROUND[:, 1] == 0])
     with pytest.raises(UserError, match="no position within 7.5 degrees of azimuth 30, elevation 45"):
         hrir.find_heads(sparse)["flat"].response(30, 16, RATE)
@@ -198,6 +212,16 @@ def test_listeners_of_the_sets(tmp_path):
     split = hrir.split_heads(published)
     for name in SETS:
         assert {head.name[len("subject") :] for head in split[name]} == set(hrir.CIPIC_SETS[name])
+    # Whatever the folders are called, and whoever is missing or there too.
+    for form in ("{:02d}", "subject_{:03d}"):
+        names = {form.format(hrir.cipic_number(name)) for name in sorted(published)[1:]} | {f"own{i}" for i in range(5)}
+        split = hrir.split_heads({name: hrir.Head(name, "cipic") for name in names})
+        for name in SETS:
+            numbers = [hrir.cipic_number(head.name) for head in split[name]]
+            assert set(numbers) - {None} <= set(map(int, hrir.CIPIC_SETS[name])) and None in numbers
+        assert sum(map(len, split.values())) == len(names) == 49
+    with pytest.raises(UserError, match="^cipic: all listeners are of CIPIC's sets cv and tt"):
+        hrir.split_heads({n: hrir.Head(n, "cipic", f"cipic/{n}") for n in ("03", "12", "124")})
     spheres = hrir.find_heads()
     names = [{head.name for head in heads} for heads in hrir.split_heads(spheres).values()]
     assert set.union(*names) == spheres.keys() and sum(map(len, names)) == len(spheres) == 45
@@ -413,8 +437,33 @@ def test_published_lists(corpus, tmp_path):
     line = refuse(tmp_path, SCRIPT, **flags, kind="noise", noise_folder=tmp_path / "demand")
     assert "the lists are not the published ones" in line
     assert "--hrir is missing" in refuse(tmp_path, SCRIPT, **{**flags, "hrir": ""})
+    os.rename(tmp_path / "cipic" / "subject03", tmp_path / "cipic" / "03")
+    succeed(tmp_path, SCRIPT, "--parity", **flags | dict(output_folder=tmp_path / "named"))
     os.remove(tmp_path / "lists" / "scaling_tt.npz")
     assert "scaling_tt.npz" in refuse(tmp_path, SCRIPT, **flags)
+
+
+def test_missing_responses_of_rooms_and_sets_without_listeners_are_told(corpus, tmp_path):
+    for t in {t for times in rooms.REVERB_TIMES.values() for t in times}:
+        folder = tmp_path / "brir" / rooms.time_name(t)
+        for azimuth in rooms.AZIMUTHS_IN_ROOMS:
+            write_pcm16(folder / f"CATT_{folder.name}_{azimuth}.wav", np.eye(300, 2), 16000)
+    flags = flags_for(corpus, tmp_path / "out", kind="reverb", brir_folder=tmp_path / "brir")
+    place = tmp_path / "brir" / "0_5s"  # the room of cv
+    aside = [path.rename(tmp_path / path.name) for path in place.iterdir()]
+    line = refuse(tmp_path, SCRIPT, **flags)
+    assert line.startswith(f"error: {place}/CATT_0_5s_") and "no such file" in line and "--brir_folder" in line
+    for path in aside:
+        path.rename(place / path.name)
+    succeed(tmp_path, SCRIPT, **flags)
+    for number in ("08", "09", "124"):
+        write_cipic(tmp_path / "cipic", number)
+    flags = flags_for(corpus, tmp_path / "cipic_out", hrir=tmp_path / "cipic")
+    assert "no listener of CIPIC's set cv" in refuse(tmp_path, SCRIPT, **flags)
+    succeed(tmp_path, SCRIPT, **flags | dict(cv_mixtures=0))
+    for set_name, subjects in (("tr", {"08", "09"}), ("tt", {"124"})):
+        rows = read_manifest(set_folder(tmp_path / "cipic_out", "2speakers", set_name))
+        assert {row["place"] for row in rows} <= subjects
 
 
 def test_unusable_utterances_are_left_out_by_name(corpus, tmp_path):
@@ -649,6 +698,45 @@ def test_dynamic_mixing_trains_on_no_talker_of_the_other_sets(tmp_path):
     say(f"s{number}" for number in range(20))
     with pytest.raises(UserError, match="2speakers.*of it would be trained on too"):
         training_talkers(tmp_path / "talkers", folders, 1)
+
+
+def test_dynamic_mixing_with_published_lists_takes_all_training_talkers(tmp_path, capsys):
+    """As in WSJ0: cv has the talkers of tr, other utterances; tt has talkers of its own, in another folder."""
+    for below, talkers in {"si_tr_s": ("011", "01a", "02b"), "si_et_05": ("440", "441")}.items():
+        for talker in talkers:
+            for k in range(3):
+                path = tmp_path / "wsj0" / below / talker / f"{talker}c020{k}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    folders = [set_folder(tmp_path / "sets", "2speakers", name) for name in ("cv", "tt")]
+
+    def list_sources(folder, *paths):
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, "manifest.csv"), "w", newline="") as file:
+            csv.writer(file).writerows([["name", "s1_source", "s2_source"], ["x", *paths]])
+
+    list_sources(folders[0], "wsj0/si_tr_s/011/011c0200.wav", "wsj0/si_tr_s/01a/01ac0201.wav")
+    list_sources(folders[1], "wsj0/si_et_05/440/440c0200.wav", "wsj0/si_et_05/441/441c0200.wav")
+    (tmp_path / "sets" / "2speakers" / "settings.json").write_text('{"metadata": 1, "seed": 5}')
+    talkers, seed = training_talkers(str(tmp_path / "wsj0" / "si_tr_s"), folders, 1)
+    assert {talker: len(paths) for talker, paths in talkers.items()} == {"011": 2, "01a": 2, "02b": 3} and seed == 5
+    assert "011/011c0200.wav" not in talkers["011"] and "01a/01ac0201.wav" not in talkers["01a"]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "left out 0 of 3 talkers and 2 utterances" in line
+    for corpus_folder, reason in (
+        (tmp_path / "wsj0" / "si_et_05", "all talkers are in cv or tt; .*wsj0/si_tr_s"),
+        (tmp_path / "wsj0", "si_.*: not the folder of one talker"),
+        (tmp_path, "wsj0: not the folder of one talker"),
+    ):
+        with pytest.raises(UserError, match=f"^{corpus_folder}.*{reason}"):
+            training_talkers(str(corpus_folder), folders, 1)
+    # All of WSJ0 in one folder: those of tt go; so do those of cv if it has talkers of its own.
+    shutil.copytree(tmp_path / "wsj0" / "si_tr_s", tmp_path / "flat")
+    shutil.copytree(tmp_path / "wsj0" / "si_et_05", tmp_path / "flat", dirs_exist_ok=True)
+    assert training_talkers(str(tmp_path / "flat"), folders)[0].keys() == {"011", "01a", "02b"}
+    list_sources(folders[0], "wsj0/si_dt_05/02b/02bc0200.wav", "wsj0/si_dt_05/052/052c0200.wav")
+    assert training_talkers(str(tmp_path / "flat"), folders)[0].keys() == {"011", "01a"}
+    assert "left out 3 of 5 talkers" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_noise_and_rooms_made_for_dynamic_mixing(corpus, tmp_path):
