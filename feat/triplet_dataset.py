@@ -23,12 +23,13 @@ import numpy as np
 import soundfile
 import tensorflow as tf
 
-from feat.audio import resample, resample_sinc, wav_info
+from feat.audio import read_blocks, resample, resample_sinc, wav_info
 from feat.dataset import Share, batches_in_order, checked, epoch_order, pieces, workers_for
 from feat.files import UserError
 from feat.parallel import parallel_map
 
 LEVEL_DB = -23.0  # root mean square of the speech in dynamic mixtures
+SILENT_PEAK = 1e-4  # of a recording that shows no voice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,20 @@ class Files:
 
         return read
 
+    def some(self, numbers):
+        """Files of these numbers."""
+        paths = [self.paths[i] for i in numbers]
+        return dataclasses.replace(self, paths=paths, samples=self.samples[numbers], direct=self.direct[numbers])
+
+    def check(self):
+        """Looks at all files again, after one was no good. Raises UserError, which names the first that is not.
+
+        16-bit wavs are told by their headers; the samples of others, which may not be finite, are read.
+        """
+        audio_files(self.paths, self.sample_rate)
+        others = [path for path, direct in zip(self.paths, self.direct) if not direct]
+        parallel_map(_read_through, others, workers_for(others), "read files")
+
 
 def audio_files(paths, sample_rate, resampled=True, parity=False):
     """Files whose headers were read.
@@ -99,6 +114,21 @@ def _header(path):
         start = file.read(22)
     wav = start[:4] == b"RIFF" and start[8:16] == b"WAVEfmt "
     return info, wav and start[16:] in (b"\x10\0\0\0\x01\0", b"\x12\0\0\0\x01\0")
+
+
+def _read_through(path):
+    for _ in read_blocks(path, 0):
+        pass
+
+
+def _is_silent(path):
+    """Whether the first channel of a file is silent. Reads no further than to the first sound. Raises UserError."""
+    return all(np.max(np.abs(block)) < SILENT_PEAK for block in read_blocks(path, 0, 0.5))
+
+
+def _silent(paths):
+    """bool [paths], which are silent."""
+    return np.array(parallel_map(_is_silent, paths, workers_for(paths), "check for silence"), bool)
 
 
 def _read_anything(path, begin, end, sample_rate, parity):
@@ -153,8 +183,31 @@ class TripletSet:
         return self.limits.min(axis=1)
 
     def check(self):
-        """Looks at the headers of all files again. Raises UserError, which names the first that cannot be used."""
-        audio_files(self.files.paths, self.sample_rate)
+        """See Files."""
+        self.files.check()
+
+    def require(self, mixture, enrolment):
+        """Raises UserError, which names the first file that is too short, or an enrolment that is silent.
+
+        Args:
+          mixture, enrolment: samples that each must have at least.
+        """
+        for line in np.flatnonzero(self.samples < mixture):
+            triplet, (whole, target) = self.triplets[line], self.limits[line]
+            raise UserError(
+                f"{triplet.mixture if whole <= target else triplet.target}: {min(whole, target)} samples at"
+                f" {self.sample_rate} Hz count, {mixture} are needed; leave the mixture out"
+            )
+        paths, samples = self.files.paths[2 * len(self) :], self.files.samples[2 * len(self) :]
+        for i in np.flatnonzero(samples < enrolment):
+            raise UserError(
+                f"{paths[i]}: {samples[i]} samples of the wanted talker at {self.sample_rate} Hz, {enrolment} are"
+                " needed; give a longer enrolment, or leave its mixture out"
+            )
+        for i in np.flatnonzero(_silent(paths)):
+            raise UserError(
+                f"{paths[i]}: silent, so it shows no voice; give another enrolment, or leave its mixture out"
+            )
 
 
 def triplet_set(triplets, sample_rate, resampled=True, parity=False):
@@ -408,34 +461,48 @@ class TalkerPool:
     counts: np.ndarray
 
     def check(self):
-        """Looks at the headers of all files again. Raises UserError, which names the first that cannot be used."""
-        audio_files(self.files.paths, self.files.sample_rate)
+        """See Files."""
+        self.files.check()
 
 
-def talker_pool(corpus_folder, utterances, sample_rate, speakers=None):
-    """TalkerPool of a corpus; headers are read. Talkers with a single utterance are left out.
+def talker_pool(corpus_folder, utterances, sample_rate, speakers=None, shortest=1):
+    """TalkerPool of a corpus; headers are read, and all up to the first sound.
+
+    Utterances that can enrol nobody, as they are too short or silent, are left out, which is printed; so are talkers
+    with fewer than two others.
 
     Args:
       corpus_folder: what paths are relative to.
       utterances: {talker: [path]}, see feat.librispeech_mix.find_speakers.
       sample_rate: Hz of the batches.
       speakers: talkers in the order of their labels; None: sorted.
+      shortest: samples that an utterance must have.
 
     Raises:
       UserError: a file is unusable, fewer than two talkers have two utterances, or one is not in `speakers`.
     """
-    chosen = {talker: paths for talker, paths in utterances.items() if len(paths) > 1}
-    if len(chosen) < 2:
-        raise UserError(
-            f"{len(chosen)} of {len(utterances)} talkers have two utterances or more, and dynamic mixing needs two;"
-            " give it a larger corpus"
-        )
-    if speakers is not None and (unknown := sorted(chosen.keys() - set(speakers))):
+    several = {talker: paths for talker, paths in utterances.items() if len(paths) > 1}
+    if speakers is not None and (unknown := sorted(several.keys() - set(speakers))):
         raise UserError(f"talker {unknown[0]} is not among the {len(speakers)} classes; leave the talker out")
-    speakers = sorted(chosen) if speakers is None else [talker for talker in speakers if talker in chosen]
-    counts = np.array([len(chosen[talker]) for talker in speakers], np.int64)
-    paths = [os.path.join(corpus_folder, path) for talker in speakers for path in chosen[talker]]
+    speakers = sorted(several) if speakers is None else [talker for talker in speakers if talker in several]
+    paths = [os.path.join(corpus_folder, path) for talker in speakers for path in several[talker]]
+    talkers = np.repeat(np.arange(len(speakers)), [len(several[talker]) for talker in speakers])
     files = audio_files(paths, sample_rate)
+    useless = (files.samples < shortest) | _silent(paths)
+    counts = np.bincount(talkers[~useless], minlength=len(speakers))
+    if np.sum(counts > 1) < 2:
+        raise UserError(
+            f"{corpus_folder}: {np.sum(counts > 1)} of {len(utterances)} talkers have two utterances or more that are"
+            f" not silent and have {shortest} samples, and dynamic mixing needs two; give it a larger corpus"
+        )
+    if useless.any():
+        print(
+            f"{corpus_folder}: {np.sum(useless)} of {len(paths)} utterances are left out, silent or of fewer than"
+            f" {shortest} samples at {sample_rate} Hz, the first of them {paths[np.argmax(useless)]}"
+        )
+    files = files.some(np.flatnonzero(~useless & (counts[talkers] > 1)))
+    speakers = [talker for talker, count in zip(speakers, counts) if count > 1]
+    counts = counts[counts > 1]
     return TalkerPool(speakers, files, np.cumsum(counts) - counts, counts)
 
 

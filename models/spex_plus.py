@@ -258,12 +258,7 @@ class SpexPlus(keras.Model):
     @property
     def shortest_enrolment(self):
         """Samples that an enrolment must have at least."""
-        return self.windows[0] + (self.pooled_frames - 1) * self.hop
-
-    @property
-    def pooled_frames(self):
-        """Frames of the encoder that make one of those that an embedding is the mean of."""
-        return 81 if self.average_pool else 27
+        return shortest_enrolment(self.windows, self.average_pool)
 
     def count_macs(self, samples, enrolment_samples):
         """Multiply-accumulates of `call` on one mixture and one enrolment of so many samples."""
@@ -394,6 +389,12 @@ class SpexPlus(keras.Model):
 
     def get_config(self):
         return {"name": self.name} | self.settings
+
+
+def shortest_enrolment(windows, average_pool):
+    """Samples that an enrolment must have for one frame to be left of it; for the arguments see SpexPlus."""
+    pooled = 81 if average_pool else 27  # frames of the encoder that make one that an embedding is the mean of
+    return windows[0] + (pooled - 1) * (windows[0] // 2)
 
 
 def _size(layer):

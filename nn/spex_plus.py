@@ -11,7 +11,9 @@ The sets below --data_folder are of any layout of feat/triplets.py. CHECKPOINT i
 or a PyTorch file of ir4kgl/ss_dla or gemengtju/SpEx_Plus, whose sizes are read from it.
 """
 
+import dataclasses
 import json
+import math
 import os
 
 from feat.script import run_script
@@ -23,17 +25,18 @@ from keras import ops
 
 from feat import dataset, triplet_dataset
 from feat.audio import read_resampled, wav_info
-from feat.files import UserError, brief, make_writable_directory
+from feat.files import UserError, brief, make_writable_directory, write_text
 from feat.librispeech_mix import find_speakers
+from feat.lists import names_path, read_names
 from feat.parallel import progress
 from feat.talkers import find_genders, read_genders
 from feat.triplets import read_durations, read_speakers, read_triplets, require_labels, speakers_of
 from models import losses
 from models.conv_tasnet import NORMS, zero_behind
-from models.spex_plus import BRANCHES, MASKS, SAMPLE_RATES, VARIANTS, SpexPlus
+from models.spex_plus import BRANCHES, MASKS, SAMPLE_RATES, VARIANTS, SpexPlus, shortest_enrolment
 from nn import checkpoint, devices, evaluate, metrics, presence, summaries, train
 from nn.deep_casa import OutputFolder, checkpoint_to_use
-from nn.extraction import LEVELS, Extractor, TrainingLevels, stored_settings
+from nn.extraction import LEAST_ENROLMENT_S, LEVELS, Extractor, TrainingLevels, stored_settings
 from nn.optimizers import make_optimizer
 from nn.reference_config import read_reference_config
 from nn.separate import Separator, separate_file
@@ -203,20 +206,19 @@ def apply_variant():
                 raise UserError(f"{FLAGS.config}: {value!r} for --{name}: {brief(error)}") from error
 
 
-def model_settings(source="", classes=None, own_classes=False):
+def model_settings(source="", own_classes=False):
     """Constructor arguments of the model: those of a checkpoint, if there is one, or else of the flags.
 
     Args:
         source: checkpoint that weights will be taken from.
-        classes: of the data.
-        own_classes: those of the data count even so.
+        own_classes: its classes do not count.
 
     Raises:
         UserError: a flag that was given disagrees with the checkpoint.
     """
     settings = VARIANTS[FLAGS.variant] | {argument: FLAGS[flag].value for argument, flag in SIZE_FLAGS.items()}
     settings["windows"] = window_samples()
-    settings |= {"parity": FLAGS.parity, "classes": FLAGS.classes or classes or settings["classes"]}
+    settings |= {"parity": FLAGS.parity, "classes": FLAGS.classes or settings["classes"]}
     if not source:
         return settings
     stored, config = stored_settings(source)
@@ -271,22 +273,36 @@ def read_set(set_name, speakers=None):
 class TrainingData(train.DrawnData):
     """Training and validation batches that the flags describe.
 
+    Args:
+        mixture, enrolment: samples that the network needs of each.
+
     Attributes:
         classes: speakers of the training set.
         examples: in an epoch.
         whole: all training mixtures of a batch have one length.
     """
 
-    def __init__(self):
+    def __init__(self, mixture, enrolment):
         rate, self.batch_size = FLAGS.sample_rate, FLAGS.batch_size
         speakers = read_speakers(FLAGS.speakers_file) if FLAGS.speakers_file else None
         self.segment = round(FLAGS.segment_seconds * rate)
         self.enrolment = round(FLAGS.enrolment_seconds * rate)
+        for flag, given, needed in (
+            ("segment_seconds", self.segment, mixture),
+            ("enrolment_seconds", self.enrolment, enrolment),
+        ):
+            # Chunks have a length in any case; else 0 stands for no limit.
+            limited = FLAGS[flag].value > 0 or (self.chunked and flag == "segment_seconds")
+            if limited and given < needed:
+                raise UserError(
+                    f"--{flag} {FLAGS[flag].value}: {given} samples, the network needs {needed};"
+                    f" give {math.ceil(1000 * needed / rate) / 1000} or more"
+                )
         self.whole = FLAGS.dynamic_mixing or (FLAGS.parity and FLAGS.variant == "seed")
         if FLAGS.dynamic_mixing:
             train.require_corpus(self.segment)
             self.pool = triplet_dataset.talker_pool(
-                FLAGS.corpus_folder, find_speakers(FLAGS.corpus_folder), rate, speakers
+                FLAGS.corpus_folder, find_speakers(FLAGS.corpus_folder), rate, speakers, enrolment
             )
             self.snr_db = numbers_of("snr_db", 2, "lowest,highest, such as -5,5")
             if FLAGS.both_talkers and FLAGS.batch_size % 2:
@@ -297,6 +313,7 @@ class TrainingData(train.DrawnData):
             speakers = speakers or speakers_of(triplets)
             require_labels(triplets, FLAGS.classes or len(speakers))
             self.training = triplet_dataset.triplet_set(triplets, rate, parity=FLAGS.parity)
+            self.training.require(mixture, enrolment)
             self.examples = len(triplets)
             if self.chunked:
                 self.examples = triplet_dataset.chunk_count(self.training, self.segment, self.segment // 2)
@@ -305,6 +322,7 @@ class TrainingData(train.DrawnData):
         if FLAGS.cv_utterances:
             validation = validation[: FLAGS.cv_utterances]
         self.validation = triplet_dataset.triplet_set(validation, rate, parity=FLAGS.parity)
+        self.validation.require(mixture, enrolment)
 
     @property
     def chunked(self):
@@ -359,7 +377,7 @@ def make_objective(model, whole=False):
 def training_levels(data, model):
     """{"mixture", "enrolment": dB} of the first batches, see nn.extraction."""
     levels = TrainingLevels(model.windows[1])
-    for batch in data.training_batches(0).take(LEVEL_BATCHES):
+    for batch in dataset.checked(data.training_batches(0).take(LEVEL_BATCHES), data.check):
         levels.add(batch)
     return levels.levels_db
 
@@ -367,11 +385,15 @@ def training_levels(data, model):
 def train_model():
     """--is_deploy 0"""
     strategy = devices.make_strategy()
-    data = TrainingData()
-    source = FLAGS.resume_model or FLAGS.load
+    source, own_classes = FLAGS.resume_model or FLAGS.load, bool(FLAGS.load)
+    settings = model_settings(source, own_classes)
+    windows = settings["windows"]
+    data = TrainingData(windows[0], shortest_enrolment(windows, settings["average_pool"]))
+    if own_classes or not source:
+        settings["classes"] = FLAGS.classes or data.classes
     with strategy.scope():
         train.seed_everything(FLAGS.seed)
-        model = SpexPlus(**model_settings(source, data.classes, own_classes=bool(FLAGS.load)))
+        model = SpexPlus(**settings)
         if FLAGS.filterbank == "fourier":
             model.start_as_fourier()
         optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate, l2=FLAGS.l2)
@@ -410,7 +432,8 @@ def train_model():
         fixed_lengths=data.whole,
         count_macs=lambda batch: model.count_macs(batch["mixture"].shape[1], batch["enrolment"].shape[1]),
     )
-    train.train(task, train.options_from_flags(strategy, task))
+    # Both references validate and save after their last epoch too.
+    train.train(task, dataclasses.replace(train.options_from_flags(strategy, task), finish=True))
 
 
 # Inference ----------------------------------------------------------------------------------------
@@ -438,23 +461,29 @@ def infer():
     extractor = load_extractor(source)
     folder = f"exp/{FLAGS.exp_name}/output_{FLAGS.set}"
     found = triplet_dataset.triplet_set(triplets, rate, parity=FLAGS.parity)
+    found.require(1, math.ceil(LEAST_ENROLMENT_S * rate))
+    lists = write_names(f"{folder}/lists", triplets)
     output = OutputFolder(f"{folder}/files", found)
     scored = [metric for metric in FLAGS.metrics if metric != "pesq" or rate in metrics.PESQ_MODES]
-    present, absent = [], []
+    present, absent, ratios = [], [], []
     for i, triplet in enumerate(progress(triplets, "extract", unit="mixture")):
         mixture, target = (read_resampled(path, rate)[: found.samples[i]] for path in (triplet.mixture, triplet.target))
         estimate, confidence = extract(extractor, mixture, triplet)
         output.write(triplet.name, np.stack([target, mixture]), estimate[None])
         present.append(confidence)
+        ratios.append(float(RATIOS[FLAGS.ratio](estimate, target)))
         if drawn:
             absent.append(extract(extractor, mixture, drawn[i])[1])
     output.finish(len(triplets))
     evaluation = evaluate.evaluate(
-        {"extracted": f"{folder}/files"}, set_name=FLAGS.set, talkers=1, sample_rate=rate, metric_names=scored,
-        source="bin", num_workers=FLAGS.num_workers, genders=genders,
+        {"extracted": f"{folder}/files"}, wav_list_folder=lists, set_name=FLAGS.set, talkers=1, sample_rate=rate,
+        metric_names=scored, source="bin", num_workers=FLAGS.num_workers, genders=genders,
     )  # fmt: skip
     print(evaluate.write_report(evaluation, f"{folder}/scores"), end="")
     means = evaluate.summarize(evaluation)["systems"][-1]["means"]
+    # The seed's number keeps means, which the table removes, as the authors do.
+    if FLAGS.ratio == "si_sdr" and "si_sdr" in means:
+        means["si_sdr"] = float(np.mean(ratios))
     for name in ("si_sdr", "pesq"):
         if means.get(name) is not None:
             print(f"mean {evaluate.HEADINGS[name]}:\t {means[name]}")
@@ -462,6 +491,21 @@ def infer():
     if drawn:
         lines = presence.measure_threshold(source, set_folder, f"{folder}/scores", present, absent)
         print("\n".join(lines))
+
+
+def write_names(folder, triplets):
+    """Lists the mixtures to be scored, as the files of an earlier run may lie beside theirs; gives the folder.
+
+    Raises:
+        UserError: a name cannot be listed.
+    """
+    for triplet in triplets:
+        if triplet.name.split() != [triplet.name]:
+            raise UserError(f"{triplet.mixture}: there are blanks in its name; rename it")
+    names = sorted(triplet.name for triplet in triplets)
+    write_text(names_path(folder, FLAGS.set, talkers=1), "".join(name + "\n" for name in names))
+    read_names(folder, FLAGS.set, talkers=1)  # refuses now what it would refuse after the extraction
+    return folder
 
 
 def extract(extractor, mixture, triplet):

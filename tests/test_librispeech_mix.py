@@ -460,6 +460,23 @@ def test_dynamic_mixing_needs_two_talkers_with_two_utterances(corpus):
         triplet_dataset.talker_pool(corpus, paths, RATE, speakers=["101"])
 
 
+def test_dynamic_mixing_leaves_out_what_can_enrol_nobody(corpus, tmp_path, capsys):
+    """Short and silent utterances change nothing of what is drawn from the others."""
+    paths = {talker: [str(corpus / path) for path in found] for talker, found in
+             librispeech_mix.find_speakers(corpus).items()}  # fmt: skip
+    write_pcm16(tmp_path / "short.wav", voice(0, 1, 0.1), RATE)
+    write_pcm16(tmp_path / "silent.wav", np.zeros(2 * RATE), RATE)
+    others = [str(tmp_path / "short.wav"), str(tmp_path / "silent.wav")]
+    more = paths | {"100": others[:1] + paths["100"] + others[1:], "200": paths["101"][:1] + others}
+    plain, mended = (triplet_dataset.talker_pool("", some, RATE, shortest=801) for some in (paths, more))
+    assert mended.speakers == plain.speakers and mended.files.paths == plain.files.paths
+    given = dict(seed=0, epoch=0)
+    assert_same_batches(*(listed(triplet_dataset.mixed_batches(pool, 4, 2, 6000, **given)) for pool in (plain, mended)))
+    assert f"4 of {6 * PER_TALKER + 5} utterances are left out" in capsys.readouterr().out
+    with pytest.raises(UserError, match="1 of 2 talkers have two utterances or more that are not silent"):
+        triplet_dataset.talker_pool("", {name: more[name] for name in ("100", "200")}, RATE, shortest=801)
+
+
 def test_other_rates_are_resampled_or_refused(tmp_path):
     signals = {name: voice(0, i, 0.7, 22050) for i, name in enumerate(("mixture", "target", "enrolment"))}
     for name, samples in signals.items():

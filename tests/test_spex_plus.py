@@ -16,6 +16,7 @@ from golden_case import Case
 from feat.audio import write_pcm16
 from feat.files import UserError
 from feat.triplets import part_stem, triplet_paths
+from models import losses
 from models.conv_tasnet import prelu
 from models.spex_plus import BRANCHES, VARIANTS, SpexPlus
 from nn import checkpoint, presence
@@ -320,9 +321,14 @@ def test_extraction_of_a_set_and_by_absent_talkers(folder):
     (folder / "genders").write_text("0 m\n1 f\n2 f\n")
     source = prefix(folder, "whole", LAST)
     flags = dict(is_deploy=1, resume_model=source, absent=True, genders_file="genders") | FLAGS
-    printed = speech.succeed(folder, "nn/spex_plus.py", **flags)
     output = folder / "exp/spex_plus/output_tt"
+    earlier = output / "files/0_2_000009.bin"  # of a set that was extracted under the same name
+    earlier.parent.mkdir(parents=True)
+    np.ones(9, "<f4").tofile(earlier)
+    printed = speech.succeed(folder, "nn/spex_plus.py", **flags)
     names = ("0_1_000000", "1_2_000001", "2_0_000002")
+    assert [row.split(",")[0] for row in (output / "scores/scores.csv").read_text().splitlines()[2::2]] == [*names]
+    assert earlier.exists()
     for name in names:
         rows = np.fromfile(output / f"files/{name}.bin", "<f4").reshape(3, -1)
         paths = triplet_paths(folder / "triplets/tt", name)
@@ -342,6 +348,58 @@ def test_extraction_of_a_set_and_by_absent_talkers(folder):
     assert "every talker of the set is in" in speech.refuse(folder, "nn/spex_plus.py", **flags | {"set": "cv"})
 
 
+def test_mean_of_the_seed_keeps_means(folder):
+    flags = FLAGS | dict(is_deploy=1, resume_model=prefix(folder, "whole", LAST), exp_name="own", ratio="si_sdr")
+    printed = speech.succeed(folder, "nn/spex_plus.py", **flags)
+    ratios = []
+    for path in sorted((folder / "exp/own/output_tt/files").glob("*.bin")):
+        target, estimate, _ = np.fromfile(path, "<f4").reshape(3, -1)
+        ratios.append(losses.si_sdr(estimate, target))
+    (line,) = [line for line in printed.splitlines() if line.startswith("mean SI-SDR:")]
+    assert float(line.split("\t")[1]) == pytest.approx(np.mean(ratios), abs=1e-4)
+    means = json.loads((folder / "exp/own/output_tt/scores/summary.json").read_text())["systems"][1]["means"]
+    assert abs(means["si_sdr"] - np.mean(ratios)) > 1e-3
+    # All enrolments are looked at before the first mixture is extracted.
+    shutil.copytree(folder / "triplets/tt", folder / "triplets/few")
+    path = triplet_paths(folder / "triplets/few", "2_0_000002")["enrolment"]
+    write_pcm16(path, talk(2, 1, 3000), RATE)
+    line = speech.refuse(folder, "nn/spex_plus.py", **flags | {"set": "few"})
+    assert "2_0_000002-ref.wav: 3000 samples" in line and "4000 are needed" in line
+    assert not (folder / "exp/own/output_few").exists()
+
+
+@pytest.mark.parametrize(
+    ("set_name", "kind", "samples", "said"),
+    [
+        ("tr", "enrolment", talk(0, 1, 279), "279 samples of the wanted talker at 8000 Hz, 280 are needed"),
+        ("cv", "enrolment", talk(0, 1, 279), "280 are needed; give a longer enrolment"),
+        ("cv", "enrolment", np.zeros(5000, np.float32), "silent, so it shows no voice"),
+        ("tr", "mixture", talk(0, 1, 10), "10 samples at 8000 Hz count, 20 are needed"),
+        ("tr", "target", talk(0, 1, 10), "10 samples at 8000 Hz count, 20 are needed"),
+        ("tr", "enrolment", np.append(talk(0, 1, 4999), np.nan), "NaN or infinite samples"),
+    ],
+)
+def test_training_names_the_file_that_it_cannot_take(folder, tmp_path, set_name, kind, samples, said):
+    shutil.copytree(folder / "triplets", tmp_path / "triplets")
+    path = triplet_paths(tmp_path / "triplets" / set_name, "0_1_000000")[kind]
+    soundfile.write(path, samples, RATE, subtype="FLOAT")
+    for flags in ([], ["--parity"]):
+        line = speech.refuse(tmp_path, "nn/spex_plus.py", *flags, **FLAGS)
+        assert f"{set_name}/part/{pathlib.Path(path).name}: " in line and said in line
+
+
+def test_parity_keeps_its_last_epoch(folder):
+    flags = FLAGS | dict(time_stamp="parity", epoch=2, pictures=0, save_steps=0)
+    for again in (False, True):
+        printed = speech.succeed(folder, "nn/spex_plus.py", "--parity", **flags)
+        assert ("trained to the end, 8 steps" in printed) == again
+        assert ("after 8 of 8 steps: validation" in printed) != again
+    for flag, said in (("enrolment_seconds=0.03", "240 samples, the network needs 280; give 0.035 or more"),
+                       ("segment_seconds=0", "0 samples, the network needs 20; give 0.003 or more")):  # fmt: skip
+        given = {name: value for name, value in flags.items() if name != flag.split("=")[0]}
+        assert said in speech.refuse(folder, "nn/spex_plus.py", "--parity", f"--{flag}", **given)
+
+
 def test_threshold_of_another_set_is_tried(tmp_path):
     source = str(tmp_path / "model.ckpt_step_1")
     for set_name in ("cv", "cv", "tt"):
@@ -358,9 +416,11 @@ def test_training_on_both_talkers_of_dynamic_mixtures(folder):
     for talker in range(3):
         for i in range(2):
             write_pcm16(folder / f"talkers/t{talker}/{i}.wav", talk(talker, 50 + i, 4000), RATE)
+    write_pcm16(folder / "talkers/t1/short.wav", talk(1, 60, 447), RATE)
     own = FLAGS | dict(time_stamp="both", windows_ms="4,8,16", filterbank="fourier", save_steps=0)
     both = dict(corpus_folder="talkers", epoch_mixtures=4, snr_db="-5,5")
-    speech.succeed(folder, "nn/spex_plus.py", "--dynamic_mixing", "--both_talkers", **own | both)
+    printed = speech.succeed(folder, "nn/spex_plus.py", "--dynamic_mixing", "--both_talkers", **own | both)
+    assert "1 of 7 utterances are left out, silent or of fewer than 448 samples" in printed and "short.wav" in printed
     assert checkpoint.read_config(str(prefix(folder, "both", 3)))["model"]["windows"] == [32, 64, 128]
     mixture = triplet_paths("triplets/tt", "0_1_000000")["mixture"]
     one = dict(is_deploy=1, resume_model=prefix(folder, "both", 3), mixture=mixture,
