@@ -22,6 +22,9 @@ class StreamingExtractor(WaveformStream):
         model: SpexPlus, causal and not with the global norm.
         embedding: [embedding_dim], of the wanted talker.
         compile: as in models.streaming.StreamingSeparator.
+        gain: what brings the mixture to the level of training, with the methods of nn.extraction.RunningGain; None:
+            the mixture goes through as it comes. A frame of the network goes through with one gain, that of the mixture
+            up to its end, which is taken out of what comes out of this frame; where it is infinite, 0 comes out.
 
     Raises:
         ValueError: the model is not causal.
@@ -30,8 +33,9 @@ class StreamingExtractor(WaveformStream):
     # A second of audio, over which the weights are read once.
     most_frames = 800
 
-    def __init__(self, model, embedding, compile=lambda step, state, frames: step):
+    def __init__(self, model, embedding, compile=lambda step, state, frames: step, gain=None):
         super().__init__(1, model.windows[2], model.hop, piece=model.windows[0])
+        self.gain = gain
         self.network = StreamingSpexPlus(model)
         self.bias = self.network.output_bias
         self.set_enrolment(embedding)
@@ -46,14 +50,31 @@ class StreamingExtractor(WaveformStream):
         """Forgets the mixture, not the embedding."""
         super().reset()
         self._state = {"blocks": self.network.initial_state(), "shifts": self._shifts}
+        if self.gain is not None:
+            self.gain.reset()
+
+    def step(self, samples):
+        if self.gain is not None:
+            self.gain.add(samples)
+        return super().step(samples)
 
     def _run(self, frames):
+        gains = self._gains(len(frames))
+        frames = np.where(np.isfinite(gains), gains, 1) * frames
         state = self._state | {"shifts": self._shifts}
         self._state, pieces = self._step(state, ops.convert_to_tensor(frames.astype("float32")))
-        return ops.convert_to_numpy(pieces)[None]
+        pieces = ops.convert_to_numpy(pieces) / gains
+        # Once for every sample: up to where the next frame begins, behind the last one in `_last_frames`.
+        pieces[:, : self.hop_size] += self.bias / gains
+        self._last_gain = gains[-1, 0]
+        return pieces[None]
 
-    def _finish(self, signal):
-        return signal + self.bias
+    def _gains(self, count):
+        """Of the next frames, [frames, 1]."""
+        if self.gain is None:
+            return np.ones((count, 1), "float32")
+        ends = (self._frames + np.arange(count)) * self.hop_size + self.window_size
+        return self.gain.until(np.minimum(ends, self._received))[:, None]
 
     def _last_frames(self):
         """With zeros behind the mixture, which its last frames see in their middle and long windows."""
@@ -62,7 +83,9 @@ class StreamingExtractor(WaveformStream):
         frames = max(self._received - self.piece_size, 0) // self.hop_size + 1 - self._frames
         needed = (frames - 1) * self.hop_size + self.window_size
         self._samples = np.pad(self._samples, (0, max(needed - len(self._samples), 0)))[:needed]
-        return self._whole_frames()
+        ready = self._whole_frames()
+        self._tail += self.bias / self._last_gain
+        return ready
 
 
 class StreamingSpexPlus:

@@ -1,5 +1,7 @@
 """Binaural TasNet on recordings of any length: every talker as both ears hear it."""
 
+import sys
+
 import numpy as np
 import tensorflow as tf
 
@@ -7,11 +9,28 @@ from feat.files import UserError
 from feat.graph import compiled
 from models.mimo_tasnet import EARS, MimoTasnet
 from models.streaming_mimo_tasnet import StreamingBinaural
-from nn import checkpoint
+from nn import checkpoint, torch_checkpoint
 from nn.streams import compile_step, stream_through
 from nn.windows import join, piece
 
 REFERENCE_RATE = 8000  # Hz, of SpeechBrain's checkpoints, which do not tell
+
+
+def reference_settings(source):
+    """Constructor arguments of a checkpoint of SpeechBrain; says on stderr what it does not tell itself."""
+    settings, reader = checkpoint.foreign_settings(source, "mimo_tasnet")
+    if settings["wiring"] != "parallel":
+        return settings
+    wiring = torch_checkpoint.named_wiring(source)
+    said = {
+        "cross": "taken as cross, as its experiment is named; the projection of its features, which it does not hold,"
+        " is drawn from a fixed seed",
+        None: "taken as parallel, of which cross has the same weights, and no folder's name tells them apart; if it is"
+        " cross, put it into a folder named convtasnet-cross",
+    }
+    if wiring in said:
+        print(f"{reader.prefix}: {said[wiring]}", file=sys.stderr, flush=True)
+    return settings | {"wiring": wiring or "parallel"}
 
 
 class Binaural:
@@ -33,8 +52,7 @@ class Binaural:
         self.source = checkpoints["mimo_tasnet"]
         config = checkpoint.read_config(self.source)
         if config is None:
-            settings, _ = checkpoint.foreign_settings(self.source, "mimo_tasnet")
-            config = {"model": settings, "sample_rate": REFERENCE_RATE}
+            config = {"model": reference_settings(self.source), "sample_rate": REFERENCE_RATE}
         self.model = MimoTasnet(**config["model"])
         checkpoint.load_for_inference(self.source, "mimo_tasnet", self.model)
         self.sample_rate = config["sample_rate"]

@@ -38,6 +38,7 @@ from models import losses
 from models.conv_tasnet import NORMS
 from models.mimo_tasnet import FEATURES, MASKS, PROJECTIONS, WIRINGS, MimoTasnet
 from nn import checkpoint, devices, learning_rate, spatial_metrics, summaries, train
+from nn.binaural import reference_settings
 from nn.deep_casa import checkpoint_to_use
 from nn.optimizers import make_optimizer
 
@@ -184,11 +185,14 @@ def model_settings(source=""):
         return settings
     config = checkpoint.read_config(source)
     if config is None:
-        stored, _ = checkpoint.foreign_settings(source, "mimo_tasnet")
-        if settings["wiring"] == "cross" and stored["wiring"] == "parallel":
-            stored["wiring"] = "cross"  # the same weights
-            if settings["projection"] != "random":
-                print(f"{source}: holds no projection of the features; it is drawn from a fixed seed")
+        if FLAGS["variant"].present:
+            stored, _ = checkpoint.foreign_settings(source, "mimo_tasnet")
+            if settings["wiring"] == "cross" and stored["wiring"] == "parallel":
+                stored["wiring"] = "cross"  # the same weights
+                if settings["projection"] != "random":
+                    print(f"{source}: holds no projection of the features; it is drawn from a fixed seed")
+        else:
+            stored = reference_settings(source)
         stored = {"parity": FLAGS.parity} | stored
     else:
         stored = config["model"]

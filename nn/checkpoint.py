@@ -131,9 +131,20 @@ def resolve(prefix):
 
 
 def fingerprint(prefix):
-    """Name and hash of the contents of a checkpoint, ours or a PyTorch file."""
-    with open(prefix if torch_checkpoint.is_torch_file(prefix) else resolve(prefix) + INDEX, "rb") as file:
-        return f"{resolve(prefix)} {hashlib.sha256(file.read()).hexdigest()}"
+    """Name and hash of the contents of a checkpoint: ours, a PyTorch file or a folder of SpeechBrain."""
+    files, name = [resolve(prefix) + INDEX], resolve(prefix)
+    if torch_checkpoint.is_torch_file(prefix):
+        # What lies beside it may tell how it computes.
+        beside = [os.path.join(os.path.dirname(prefix), told) for told in ("mdl.json", "config.json")]
+        files = [prefix, *filter(os.path.exists, beside)]
+    if folder := torch_checkpoint.find_folder(prefix):
+        files = torch_checkpoint.part_files(folder).values()
+        name = os.path.abspath(folder)  # which may tell the wiring
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            digest.update(file.read())
+    return f"{name} {digest.hexdigest()}"
 
 
 def numbered(folder):
@@ -154,14 +165,23 @@ def require(prefix):
 
 
 def find_best(given):
-    """Checkpoints of prefixes and of folders, of which every `best` is looked at. Raises UserError if there is none."""
+    """Checkpoints of prefixes and of folders, of which the best of SpeechBrain or else every `best` is looked at.
+
+    Raises:
+        UserError: there is none.
+    """
     prefixes = []
     for path in map(os.fspath, given):
         below = [path]
-        if os.path.isdir(path):
+        if folder := torch_checkpoint.find_folder(path):
+            below = [folder]
+        elif os.path.isdir(path):
             below = sorted(glob.glob(os.path.join(glob.escape(path), "**", "best"), recursive=True))
             if not below:
-                raise UserError(f"{path}: no checkpoint marked best below it; give the prefix of one")
+                raise UserError(
+                    f"{path}: no checkpoint marked best below it, nor a whole CKPT+... of SpeechBrain in it;"
+                    " give the prefix or the folder of one"
+                )
         prefixes += below
     return prefixes
 

@@ -8,19 +8,21 @@ The network is used to the levels of its training, and loses much at others. con
 what is extracted from, and by, is brought there first.
 """
 
-import collections
+import json
 import os
+import sys
 
 import numpy as np
 import tensorflow as tf
 
 from feat.audio import read_blocks, resample, wav_info
-from feat.files import UserError
+from feat.files import UserError, brief
 from feat.graph import compiled
 from models.spex_plus import BRANCHES, SAMPLE_RATES, SpexPlus
 from models.streaming_tasnet import StreamingExtractor
 from nn import checkpoint
 from nn.presence import read_threshold
+from nn.reference_config import MASKS, NORMS
 from nn.streams import compile_step
 from nn.windows import join
 
@@ -30,7 +32,20 @@ LEAST_ENROLMENT_S = 0.5
 ENROLMENT_PIECE_S = 20.0  # embedded at a time; the embedding is a mean over time
 SOFTEST_ENROLMENT = 1e-4  # peak of what counts as silent
 PIECE_FRAMES = 1000  # read at a time to measure a level
+# The file beside a PyTorch checkpoint, where in it the network's arguments are, and which of these the arrays tell too.
+TOLD = {
+    "authors": ("mdl.json", (), dict(N="filters", X="dilations", B="bottleneck", H="units", P="taps")),
+    "seed": ("config.json", ("arch", "args"), dict(embed_dim="filters", B="dilations", R="repeats")),
+}
+# Our argument: theirs and its values, the default first. Their softmax is over the batch.
+TOLD_CHOICES = {
+    "norm": ("norm", NORMS),
+    "mask": ("non_linear", MASKS | {"softmax": "batch_softmax"}),
+    "causal": ("causal", {False: False, True: True}),
+}
 SILENT_SHARE = 1e-3  # windows whose estimate has less of the energy of the loudest tell nothing
+
+_missed = set()  # of these files, said once
 
 
 def stored_settings(source):
@@ -39,7 +54,60 @@ def stored_settings(source):
     if config:
         return config["model"], config
     settings, reader = checkpoint.foreign_settings(source, "spex_plus")
+    settings |= told_settings(source, reader.variant, settings)
     return settings, {"variant": reader.variant, "sample_rate": SAMPLE_RATES[reader.variant]}
+
+
+def told_settings(source, variant, settings):
+    """Constructor arguments that only a file beside a PyTorch checkpoint tells, causal and mask.
+
+    The file is the mdl.json of gemengtju/SpEx_Plus or the config.json of ir4kgl/ss_dla. Without the first, {}, and a
+    line on stderr says what that means; the second's network knows one mask alone and is never causal, so that its
+    file matters only where somebody added to it.
+
+    Args:
+        settings: what the arrays tell, with which the file must agree.
+
+    Raises:
+        UserError: the file cannot be understood, or is of another checkpoint.
+    """
+    name, inside, sizes = TOLD[variant]
+    path = os.path.join(os.path.dirname(source), name)
+    if not os.path.exists(path):
+        if variant == "authors" and path not in _missed:
+            _missed.add(path)
+            print(
+                f"{source}: does not tell its mask and whether it is causal; taken for relu and not causal unless flags"
+                f" say otherwise; put the {name} of its training beside it, which tells",
+                file=sys.stderr,
+                flush=True,
+            )
+        return {}
+    try:
+        with open(path, encoding="utf-8") as file:
+            told = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not understood ({brief(error)}); restore it or move it away") from error
+    for key in inside:
+        told = told.get(key, {}) if isinstance(told, dict) else None
+    if not isinstance(told, dict):
+        raise UserError(f"{path}: holds no arguments of the network; restore it or move it away")
+    chosen = {}
+    for argument, (key, choices) in TOLD_CHOICES.items():
+        value = told.get(key, next(iter(choices)))
+        if not isinstance(value, (str, bool)) or value not in choices:
+            raise UserError(f"{path}: {key} is {value!r}; mend it, it can be {', '.join(map(str, choices))}")
+        chosen[argument] = choices[value]
+    agree = {argument: told[key] for key, argument in sizes.items() if key in told}
+    if "norm" in told:
+        agree["norm"] = chosen["norm"]
+    for argument, value in agree.items():
+        if value != settings[argument]:
+            raise UserError(
+                f"{path}: says {argument} {value}, but {source} has {settings[argument]}; put the file of this"
+                " checkpoint there, or move it away"
+            )
+    return {"causal": chosen["causal"], "mask": chosen["mask"]}
 
 
 class Level:
@@ -230,11 +298,14 @@ class RunningLevel:
         energy = self.energy + np.cumsum(np.square(estimate, dtype=np.float64))
         if len(estimate):
             self.shared, self.energy = shared[-1], energy[-1]
-        return (shared / np.maximum(energy, 1e-12) * estimate).astype(np.float32)
+        return (shared / np.maximum(energy, 1e-30) * estimate).astype(np.float32)
 
 
 class RunningGain:
-    """What brings a recording to the level of training, by its frames up to the end of each block.
+    """What brings a recording that comes in blocks to the level of training, by what was heard of it.
+
+    Levels are those of whole frames of `extractor.frame` samples, counted from the start, so that nothing depends on
+    the blocks. `Extractor.estimate` has one gain for a whole recording instead.
 
     Args:
         extractor: Extractor.
@@ -243,16 +314,42 @@ class RunningGain:
 
     def __init__(self, extractor, frames=6000):
         self.extractor = extractor
-        self.powers = collections.deque(maxlen=frames)
-        self.rest = np.zeros(0, np.float32)
+        self.most = frames
+        self.reset()
 
-    def __call__(self, block):
-        samples = np.concatenate([self.rest, block])
-        whole = len(samples) // self.extractor.frame * self.extractor.frame
+    def reset(self):
+        """Forgets the recording."""
+        self.powers = np.zeros(0)
+        self.rest = np.zeros(0)  # samples that are not yet a frame
+        self.gains = []  # at the end of every frame but for those that `until` dropped
+        self.dropped = 0
+
+    def add(self, samples):
+        """Takes the next samples, [samples]."""
+        frame = self.extractor.frame
+        samples = np.concatenate([self.rest, samples])
+        whole = len(samples) // frame * frame
         self.rest = samples[whole:]
-        if whole:
-            self.powers.extend(frame_powers(samples[:whole], self.extractor.frame))
-        return self.extractor.gain("mixture", np.array(self.powers))
+        for power in frame_powers(samples[:whole], frame) if whole else ():
+            self.powers = np.append(self.powers, power)[-self.most :]
+            self.gains.append(self._gain(self.powers))
+
+    def until(self, ends):
+        """Gains [n] by the recording up to these samples, [n], ascending, none before those of the last call.
+
+        Infinite where all of it is 0: no level is known, and there is nothing to come out.
+        """
+        if not self.dropped and not self.gains:  # all of it is shorter than a frame
+            return np.full(len(ends), self._gain(frame_powers(self.rest, self.extractor.frame)))
+        found = np.maximum(ends // self.extractor.frame - 1, 0) - self.dropped
+        gains = np.array(self.gains)[found]
+        self.gains = self.gains[found[0] :]
+        self.dropped += int(found[0])
+        return gains
+
+    def _gain(self, powers):
+        silent = "mixture" in self.extractor.levels_db and not np.any(powers)
+        return np.float32(np.inf) if silent else self.extractor.gain("mixture", powers)
 
 
 class TargetTalker:
@@ -372,14 +469,19 @@ class TargetTalker:
                 f"{self.source}: not causal, it looks at what is still to come; train with --causal --norm cumulative,"
                 " or extract from whole recordings with nn/separate.py"
             )
-        return StreamingExtractor(self.extractor.model, enrolment, compile_step)
+        return StreamingExtractor(self.extractor.model, enrolment, compile_step, RunningGain(self.extractor))
 
     def live(self, stream, blocks):
-        """Yields the talker, [1, some samples], of blocks [samples] as they come, as loud as in the mixture so far."""
-        level, gain, waiting = RunningLevel(), RunningGain(self.extractor), np.zeros(0, np.float32)
+        """Yields the talker, [1, some samples], of blocks [samples] as they come, as loud as in the mixture so far.
+
+        What comes out does not depend on the blocks. `separate` gives the same but for levels, which it takes from the
+        whole recording: here the network sees each of its frames at the gain by the last minute up to there, and a
+        sample is scaled by what was heard up to it. And `separate` has the network begin anew in every window.
+        """
+        level, waiting = RunningLevel(), np.zeros(0, np.float32)
         for block in blocks:
             waiting = np.concatenate([waiting, block])
-            (talker,) = stream.step(gain(block) * block)
+            (talker,) = stream.step(block)
             yield level(talker, waiting[: len(talker)])[None]
             waiting = waiting[len(talker) :]
         (talker,) = stream.flush()

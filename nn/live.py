@@ -18,7 +18,6 @@ import os
 import queue
 import signal
 import sys
-import time
 
 from feat.script import run_script
 
@@ -29,7 +28,7 @@ from absl import flags
 from feat.audio import read_blocks, require_stereo, wav_info
 from feat.files import UserError, atomic_path, make_writable_directory
 from nn.streams import resample_channels
-from nn.systems import enrol, find_checkpoints, make_system
+from nn.systems import Stopwatch, enrol, find_checkpoints, make_system
 
 FLAGS = flags.FLAGS
 
@@ -148,24 +147,6 @@ class Outputs:
         return True
 
 
-class Stopwatch:
-    """A stream, and the seconds that its steps take."""
-
-    def __init__(self, stream):
-        self.stream, self.flush, self.latency, self.inputs = stream, stream.flush, stream.latency, stream.inputs
-        self.spent = self.worst = 0.0
-        self.samples = 0
-
-    def step(self, samples):
-        start = time.perf_counter()
-        talkers = self.stream.step(samples)
-        spent = time.perf_counter() - start
-        self.spent += spent
-        self.samples += samples.shape[-1]
-        self.worst = max(self.worst, spent)
-        return talkers
-
-
 class Ending:
     """Ctrl-C and SIGTERM end the recording: at once while it is waited for, else after the block; twice: leave."""
 
@@ -200,37 +181,30 @@ def main(_):
     if FLAGS.stdout == "none" and not FLAGS.output_dir:
         raise UserError("nowhere to write: give --output_dir FOLDER or --stdout raw")
     system = make_system(find_checkpoints(FLAGS.resume_model))
-    stream = system.stream(enrol(system, FLAGS.enrolment))
     seconds, to_hz = FLAGS.block_seconds, system.sample_rate
     channels = system.CHANNELS
+    stream = Stopwatch(system, enrol(system, FLAGS.enrolment))
     name, rate, blocks = open_input(FLAGS.input, to_hz, seconds, channels)
-    # Compiled before the first sample comes: the first frame goes alone, the rest together.
-    silence = np.zeros(stream.latency + max(stream.hop_size, round(seconds * to_hz)), np.float32)
-    stream.step(np.tile(silence, (channels, 1)) if channels else silence)
-    stream.reset()
+    stream.warm_up(round(seconds * to_hz))
     paths = []
     if FLAGS.output_dir:
         make_writable_directory(FLAGS.output_dir)
         paths = [os.path.join(FLAGS.output_dir, f"{name}_s{i + 1}.wav") for i in range(system.talkers)]
-    window_ms, block_ms = 1e3 * stream.latency / to_hz, 1e3 * seconds
     print(
-        f"latency {window_ms + block_ms:.1f} ms: {system.LATENCY} {window_ms:.1f} ms ({stream.latency} samples), block"
-        f" {block_ms:.1f} ms"
+        stream.say_latency(seconds)
         + (f"; more for resampling from {rate} to {to_hz} Hz, up to the block and 20 ms" if rate != to_hz else ""),
         file=sys.stderr,
         flush=True,
     )
-    ending, watch = Ending(), Stopwatch(stream)
+    ending = Ending()
     blocks = resample_channels(ending.until(blocks), rate, to_hz, seconds)
     with contextlib.ExitStack() as stack:
         outputs = Outputs(stack, paths, to_hz, channels or 1, FLAGS.subtype, FLAGS.stdout == "raw")
-        for talkers in system.live(watch, blocks):
+        for talkers in system.live(stream, blocks):
             if not outputs.write(talkers):
                 ending.asked = True  # nobody reads any more
-    heard = watch.samples / to_hz
     print(
-        f"{heard:.1f} s, real-time factor {watch.spent / max(heard, 1e-9):.2f}, worst block {1e3 * watch.worst:.0f} ms"
-        + "".join(f", {path}" for path in paths),
+        f"{stream.say_speed()}, worst block {1e3 * stream.worst:.0f} ms" + "".join(f", {path}" for path in paths),
         file=sys.stderr,
     )
 

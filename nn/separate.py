@@ -11,7 +11,7 @@ DiffSep for enhancement writes the speech as _s1.wav, the noise as _s2.wav. Look
 face of a video, from left to right, see nn/separate_video.py.
 
 Long files go through in overlapping windows, in memory that does not grow with their length. Causal systems go from
-block to block instead, as nn/live.py does (--grouping online).
+block to block instead, as nn/live.py does (--grouping online), and their latency and real-time factor are printed.
 
     from nn.separate import Separator
     talkers = Separator("exp/deep_casa/models")(waveform, sample_rate)      # [talkers, samples]
@@ -41,7 +41,7 @@ from feat.parallel import progress
 from nn import checkpoint
 from nn.diffusion import SOLVER_NAMES
 from nn.extraction import LEVELS, REJECT
-from nn.systems import SYSTEMS, enrol, find_checkpoints, make_system
+from nn.systems import SYSTEMS, Stopwatch, enrol, find_checkpoints, make_system
 from nn.windows import Windows
 
 FLAGS = flags.FLAGS
@@ -93,7 +93,8 @@ class Separator:
                 f"--grouping online: {self.system.NAME} groups nothing; leave it out, or extract live with nn/live.py"
             )
         if grouping == "online" or grouping == "auto" and self.system.causal:
-            self.stream = self.system.stream()
+            self.stream = Stopwatch(self.system)
+            self.stream.warm_up()
             step = window
         self.windows = Windows(window, step)
 
@@ -407,6 +408,8 @@ def main(argv):
                 raise
             failed += 1
             print(f"error: {error}", file=sys.stderr, flush=True)
+    if separator.stream is not None and separator.stream.samples:
+        print(f"causal: {separator.stream.say_latency()}; {separator.stream.say_speed()}")
     if failed:
         raise UserError(
             f"{failed} of {len(inputs)} recordings were not separated; the others lie in {FLAGS.output_dir}"

@@ -10,6 +10,7 @@ file may hold; torch itself is needed for this alone: pip install "deep-casa[con
 
 import glob
 import os
+import pathlib
 import pickle
 import re
 import zipfile
@@ -49,12 +50,38 @@ def find_folder(path):
     """
 
     def is_whole(folder):
-        return all(os.path.isfile(os.path.join(folder, part + ".ckpt")) for part in PARTS)
+        return all(map(os.path.isfile, part_files(folder).values()))
 
     if is_whole(path):
         return path
     found = [folder for folder in sorted(glob.glob(os.path.join(glob.escape(path), "CKPT+*"))) if is_whole(folder)]
     return min(found, key=_stored_loss, default=None)
+
+
+def part_files(folder):
+    """{part: file} of a folder of SpeechBrain."""
+    return {part: os.path.join(folder, part + ".ckpt") for part in PARTS}
+
+
+def named_wiring(folder):
+    """Says "cross" or "parallel" of a folder of SpeechBrain, as its experiment is named; None if nothing tells.
+
+    The weights of both look alike. `experiment_name` of hyperparams.yaml, two folders up at most, says it, or else
+    the name of the nearest folder that holds one of the words: results/convtasnet-cross/1234/save/CKPT+...
+    """
+    path = pathlib.Path(os.path.abspath(folder))
+    folders = [path, *path.parents]
+    names = [*map(_experiment_name, folders[:3]), *(folder.name for folder in folders)]
+    return next((wiring for name in names for wiring in ("cross", "parallel") if wiring in name.lower()), None)
+
+
+def _experiment_name(folder):
+    """`experiment_name` of hyperparams.yaml, empty if it does not say."""
+    try:
+        text = (folder / "hyperparams.yaml").read_text(encoding="utf-8")
+        return re.search(r"^experiment_name:(.*)", text, re.MULTILINE).group(1)
+    except (OSError, AttributeError, ValueError):
+        return ""
 
 
 def _stored_loss(folder):
@@ -115,7 +142,8 @@ class ArrayReader:
     def settings(self):
         """Constructor arguments that the arrays tell; of SpexPlus all but causal and mask.
 
-        Of MimoTasnet neither these nor norm; "cross" looks like "parallel" unless its projection is there.
+        Of MimoTasnet neither these nor norm; "cross" looks like "parallel" unless its projection is there, see
+        `named_wiring`.
         """
         return SETTINGS[self.variant](self.shapes)
 
@@ -168,7 +196,7 @@ def read(path):
             return DiffsepReader(path, arrays)
         reader = ArrayReader(path, arrays)
     else:
-        files = {part: os.path.join(folder, part + ".ckpt") for part in PARTS}
+        files = part_files(folder)
         arrays = {f"{part}.{name}": x for part, file in files.items() for name, x in _arrays(_load(file)).items()}
         reader = ArrayReader(folder, arrays)
     if reader.variant is None:

@@ -9,7 +9,9 @@ import pytest
 import soundfile
 import speech
 import tensorflow as tf
+from golden_case import Case
 
+from feat.files import UserError
 from models.spex_plus import VARIANTS, SpexPlus
 from nn import checkpoint
 from nn.extraction import Extractor
@@ -148,6 +150,80 @@ def test_silence_where_the_talker_is_absent(inside):
     os.remove(PREFIX + ".threshold.json")
     assert "below 1.000: most likely not; silence" in said
     assert not soundfile.read("rejected/mixture_s1.wav")[0].any()
+
+
+# PyTorch ------------------------------------------------------------------------------------------
+
+AUTHORS = ("L", "N", "X", "R", "B", "H", "P", "norm", "num_spks", "non_linear", "causal")
+
+
+@pytest.fixture
+def torch_file(tmp_path):
+    """Writes a golden case of an implementation in PyTorch as its checkpoint, in a folder of its own."""
+    torch = pytest.importorskip("torch")
+
+    def write(name):
+        case = Case(speech.ROOT / f"tests/golden/spex_plus/{name}.npz")
+        weights = {key: torch.tensor(value) for key, value in case.weights().items()}
+        torch.save({"model_state_dict": weights, "epoch": 3}, tmp_path / "best.pt.tar")
+        return str(tmp_path / "best.pt.tar"), case
+
+    return write
+
+
+def arguments(case, **changed):
+    """What gemengtju/SpEx_Plus writes into mdl.json."""
+    return json.dumps({key: case.config[key] for key in AUTHORS if key in case.config} | changed)
+
+
+def test_mdl_json_beside_a_torch_checkpoint_tells_mask_and_causal(torch_file, tmp_path, capsys):
+    path, case = torch_file("authors_small_cln_causal_sigmoid")
+    Separator(path)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{path}: does not tell its mask" in said and "put the mdl.json" in said
+    (tmp_path / "mdl.json").write_text(arguments(case))
+    extractor = Separator(path).system.extractor
+    assert not capsys.readouterr().err
+    row = int(np.argmax(case["in/aux_len"]))  # that nothing was added to
+    estimate = extractor(case["in/mix"][row], extractor.embed(case["in/aux"][row]), level="none")
+    theirs = case["out/short"][row]
+    case.check("short", estimate[: len(theirs)], theirs)
+
+
+def test_their_softmax_is_over_the_batch(torch_file, tmp_path):
+    path, case = torch_file("authors_small_softmax")
+    (tmp_path / "mdl.json").write_text(arguments(case))
+    assert Separator(path).system.extractor.model.settings["mask"] == "batch_softmax"
+
+
+def test_config_json_of_the_seed_beside_a_torch_checkpoint(torch_file, tmp_path, capsys):
+    path, case = torch_file("seed_small_short_ref")
+    plain = Separator(path).system.extractor.model.settings
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"name": "run", "arch": {"type": "SpexPlus", "args": case.config}}))
+    assert Separator(path).system.extractor.model.settings == plain
+    config.write_text(json.dumps({"arch": {"args": {"causal": True, "non_linear": "sigmoid"}}}))
+    assert Separator(path).system.extractor.model.settings == plain | dict(causal=True, mask="sigmoid")
+    assert not capsys.readouterr().err  # it has one mask alone, so nothing is assumed
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (dict(non_linear="tanh"), "non_linear is 'tanh'; mend it, it can be relu, sigmoid, softmax"),
+        (dict(causal=1), "causal is 1; mend it"),
+        (dict(norm="gLN"), "says norm global, but .* has channel; put the file of this checkpoint"),
+        (dict(H=512), "says units 512, but .* has 20"),
+    ],
+)
+def test_refuses_an_mdl_json_that_does_not_fit(torch_file, tmp_path, changed, said):
+    path, case = torch_file("authors_small_cln_causal_sigmoid")
+    (tmp_path / "mdl.json").write_text(arguments(case, **changed))
+    with pytest.raises(UserError, match=f"mdl.json: {said}"):
+        Separator(path)
+    (tmp_path / "mdl.json").write_text("{")
+    with pytest.raises(UserError, match="mdl.json: not understood"):
+        Separator(path)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import soundfile
 import speech
+from golden_case import Case
 from test_streaming import in_blocks, live, random_sizes, recording
 
 from feat.audio import resample
 from feat.parallel import progress
 from models.mimo_tasnet import MimoTasnet
 from models.streaming_mimo_tasnet import StreamingBinaural
-from nn import checkpoint
+from nn import checkpoint, torch_checkpoint
 from nn.demo import separate_recording
 from nn.separate import Separator
 from nn.streams import compile_step
@@ -163,9 +164,12 @@ def read_talkers(stem, talkers):
 
 @pytest.mark.parametrize("run, talkers", [("causal", 2), ("whole", 3)])
 def test_separated_files_are_what_the_network_gives(inside, run, talkers):
-    """And the causal one, which streams, the same as in Python."""
+    """And the causal one, which streams, the same as in Python, and says how fast it is."""
     heard = soundfile.read("ears.wav", dtype="float32")[0].T
-    separate(inside, "ears.wav", resume_model=run, output_dir=run)
+    printed = separate(inside, "ears.wav", resume_model=run, output_dir=run)
+    speed = "causal: latency 2.0 ms (window of 16 samples); 0.5 s, real-time factor "
+    assert printed.count(speed) == printed.count("latency") == (run == "causal")
+    assert "latency" not in separate(inside, "ears.wav", resume_model=run, output_dir=run)  # nothing was left to do
     found, rate = read_talkers(f"{run}/ears", talkers)
     assert rate == RATE and found.shape == (talkers, 2, 4003)
     if run == "causal":
@@ -242,6 +246,84 @@ def test_live_from_a_file_of_another_rate(inside):
 )
 def test_live_refuses(inside, named, said):
     assert said in speech.refuse(inside, "nn/live.py", corpus_flags=False, **dict(resume_model="causal") | named)
+
+
+# SpeechBrain --------------------------------------------------------------------------------------
+
+RUNS = ("results/convtasnet-parallel-noise/12", "as/it/is")
+
+
+@pytest.fixture(scope="module")
+def speechbrain(folder):
+    """`save` below either of RUNS, with a worse checkpoint beside the best."""
+    torch = pytest.importorskip("torch")
+    weights = Case(speech.ROOT / "tests/golden/binaural/cross_small.npz").weights()  # of parallel as well
+    for run in RUNS:
+        for name, loss, factor in (("CKPT+a+00", -3.5, 1.0), ("CKPT+b+00", -1.25, 2.0)):
+            checkpoint_folder = folder / run / "save" / name
+            checkpoint_folder.mkdir(parents=True)
+            for part, path in torch_checkpoint.part_files(checkpoint_folder).items():
+                own = {k.split(".", 1)[1]: torch.tensor(factor * x) for k, x in weights.items() if k.startswith(part)}
+                torch.save(own, path)
+            (checkpoint_folder / "CKPT.yaml").write_text(f"end-of-epoch: true\nsnr: {loss}\n")
+    return [str(folder / run / "save") for run in RUNS]
+
+
+def assert_separates_as(wiring, source):
+    """As the network of the best checkpoint does with silence behind the recording."""
+    model = MimoTasnet(**checkpoint.open_reader(source).settings() | {"wiring": wiring})
+    checkpoint.load_for_inference(source, "mimo_tasnet", model)
+    samples = ears(4003)
+    silence = (-(-4003 // model.hop) + 2) * model.hop - 4003
+    expected = whole_file(model, np.pad(samples, ((0, 0), (0, silence))))[..., :4003]
+    assert_close(Separator(source)(samples, RATE), expected, 1e-4)
+
+
+def said_of_wiring(capsys):
+    """Lines on stderr, where TensorFlow writes too."""
+    return [line for line in capsys.readouterr().err.splitlines() if ": taken as " in line]
+
+
+def test_folders_of_speechbrain_separate(inside, speechbrain, capsys):
+    """`save`, of which the best is taken, and a checkpoint in it; the names of folders tell cross from parallel."""
+    for source in (speechbrain[0], f"{speechbrain[0]}/CKPT+a+00/"):
+        assert_separates_as("parallel", source)
+    assert not said_of_wiring(capsys)
+    save = os.path.relpath(speechbrain[0])
+    separate(inside, "ears.wav", resume_model=save, output_dir="speechbrain")
+    assert "separated already" in separate(inside, "ears.wav", resume_model=save, output_dir="speechbrain")
+    with open("speechbrain/separate.json", encoding="utf-8") as file:
+        assert "convtasnet-parallel-noise/12/save/CKPT+a+00" in file.read()
+
+
+def test_wiring_that_speechbrain_does_not_tell(inside, speechbrain, capsys, monkeypatch):
+    save = speechbrain[1]
+    monkeypatch.chdir(save)
+    assert_separates_as("parallel", ".")
+    (line,) = said_of_wiring(capsys)
+    assert "taken as parallel" in line and "into a folder named convtasnet-cross" in line
+    named = inside / "results/convtasnet-cross/12"
+    named.mkdir(parents=True)
+    os.rename(save, named / "save")
+    assert_separates_as("cross", ".")  # a folder above the working folder
+    (line,) = said_of_wiring(capsys)
+    assert "taken as cross" in line and "drawn from a fixed seed" in line
+    os.rename(named / "save", save)
+    (inside / "as/it/is/hyperparams.yaml").write_text("seed: 1\nexperiment_name: convtasnet-cross\n")
+    assert_separates_as("cross", save)
+    (inside / "as/it/is/hyperparams.yaml").unlink()
+
+
+def test_speechbrain_is_refused_where_it_cannot_be_used(inside, speechbrain):
+    source = speechbrain[0]
+    for named in (source, f"{source}/CKPT+a+00"):
+        line = speech.refuse(inside, "nn/live.py", corpus_flags=False, resume_model=named, input="ears.wav")
+        assert "CKPT+a+00: not causal" in line
+    half = inside / "half/save/CKPT+a+00"
+    half.mkdir(parents=True)
+    (half / "encoderL.ckpt").write_bytes(b"PK")
+    line = separate(inside, "ears.wav", runner=speech.refuse, resume_model="half/save", output_dir="refused")
+    assert "half/save: no checkpoint marked best below it, nor a whole CKPT+... of SpeechBrain" in line
 
 
 def test_the_page_plays_both_ears(inside):

@@ -13,6 +13,8 @@ from feat.audio import read_resampled
 from models.spex_plus import VARIANTS, SpexPlus
 from models.streaming_tasnet import StreamingExtractor
 from nn import checkpoint
+from nn.extraction import Extractor, RunningGain
+from nn.separate import Separator
 from nn.streams import compile_step
 
 SIZES = dict(filters=8, bottleneck=6, units=10, embedding_dim=5, speaker_units=7, dilations=3, repeats=2, classes=3)
@@ -114,17 +116,72 @@ def test_a_long_recording_loses_nothing():
     assert_close(outputs, whole_file(model, samples))
 
 
+# The level of training -----------------------------------------------------------------------------
+
+
+LEVELS_DB = {"mixture": -15.0, "enrolment": -20.0}
+
+
+def level_stream(model):
+    return StreamingExtractor(model, embedding(), compile_step, RunningGain(Extractor(model, LEVELS_DB)))
+
+
+def even(samples):
+    """A mixture as loud in every frame of 10 ms, so that what was heard so far has the level of the whole."""
+    return np.resize(0.02 * recording(WINDOWS[1], 3), samples)
+
+
+@pytest.mark.parametrize("samples", [1, 30, 79, 80, 161, 1999])
+def test_at_the_level_of_training_too_blocks_give_what_the_whole_file_gives(samples):
+    model = make_model()
+    expected = Extractor(model, LEVELS_DB).estimate(even(samples), embedding())[None]
+    stream = level_stream(model)
+    for sizes in ([samples], random_sizes(samples, 100, 0)):
+        assert_close(np.concatenate(in_blocks(stream, even(samples), sizes), axis=1), expected)
+
+
+def test_blocks_do_not_matter_where_the_level_changes():
+    samples = recording(4003) * np.repeat([0.01, 1.0, 0.1, 0.001], 1001)[:4003]
+    stream = level_stream(make_model())
+    expected = np.concatenate(in_blocks(stream, samples, [4003]), axis=1)
+    for sizes in (random_sizes(4003, 900, 0), random_sizes(4003, 40, 1), [7] * 571 + [6]):
+        found = np.concatenate(in_blocks(stream, samples, sizes), axis=1)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_silence_in_front_gives_silence():
+    """And not what the biases make of it, beside which a soft talker would count little."""
+    model = make_model()
+    found = np.concatenate(in_blocks(level_stream(model), np.append(np.zeros(1600), even(1600)), [3200]), axis=1)
+    assert np.abs(found[:, :1400]).max() == 0
+    assert np.abs(found[:, 1600:]).max() > 0
+    assert np.isfinite(found).all()
+    assert not np.concatenate(in_blocks(level_stream(model), np.zeros(50), [50]), axis=1).any()
+
+
+def test_the_gain_is_taken_out_of_the_estimate():
+    """Without biases in front of the first norm and behind the mask, the level matters nowhere."""
+    model = make_model()
+    for _, bias in [*model.encoders, *model.decoders]:
+        bias.assign(np.zeros(bias.shape))
+    samples = recording(4000) * np.repeat([100, 1000.0, 300, 100], 1000)
+    stream = StreamingExtractor(model, embedding(), compile_step, RunningGain(Extractor(model, {"mixture": 70.0})))
+    found = np.concatenate(in_blocks(stream, samples, random_sizes(4000, 300, 0)), axis=1)
+    assert_close(found, whole_file(model, samples))
+
+
 # nn/live.py ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A causal checkpoint, one that is not, a mixture and two enrolments."""
+    """A causal checkpoint, one that tells its levels too, one that is not causal, a mixture and two enrolments."""
     folder = tmp_path_factory.mktemp("live_extraction")
-    for run, settings in (("causal", {}), ("whole", dict(causal=False, norm="global"))):
+    whole = dict(causal=False, norm="global")
+    for run, settings, more in (("causal", {}, {}), ("levels", {}, {"levels_db": LEVELS_DB}), ("whole", whole, {})):
         model, prefix = make_model(**settings), str(folder / run / "x_model.ckpt_step_1")
         checkpoint.save(prefix, model, keras.optimizers.SGD(), {})
-        checkpoint.write_config(os.path.dirname(prefix), "spex_plus", model, sample_rate=speech.RATE)
+        checkpoint.write_config(os.path.dirname(prefix), "spex_plus", model, sample_rate=speech.RATE, **more)
         checkpoint.mark_best(prefix)
     for name, talker, rate in (("mixture", 0, speech.RATE), ("voice", 1, 2 * speech.RATE), ("voice_2", 1, speech.RATE)):
         soundfile.write(folder / f"{name}.wav", speech.voice(talker, 1, 1.0, rate), rate, subtype="FLOAT")
@@ -144,13 +201,37 @@ def test_live_extracts_whom_the_enrolment_shows(folder):
     voice = np.mean([model.embed(x[None])[0] for x in enrolments], axis=0)
     mixture = soundfile.read(folder / "mixture.wav")[0]
     estimate = model.extract(mixture[None].astype("float32"), voice[None])["short"][0].numpy().astype(float)
-    shared, energy = np.cumsum(mixture * estimate), np.cumsum(estimate**2)
     said = live(folder, speech.run).stderr
     assert "latency 84.0 ms: long window 20.0 ms (160 samples), block 64.0 ms" in said
     assert "1.0 s, real-time factor" in said and "worst block" in said
     found, rate = soundfile.read(folder / "live/mixture_s1.wav")
     assert rate == speech.RATE
-    assert_close(found, shared / np.maximum(energy, 1e-12) * estimate)
+    assert_close(found, heard_so_far(estimate, mixture))
+
+
+def heard_so_far(estimate, mixture):
+    """An estimate scaled at every sample to the share that it has in the mixture up to there."""
+    return np.cumsum(mixture * estimate) / np.maximum(np.cumsum(estimate**2), 1e-30) * estimate
+
+
+def test_live_at_the_level_of_training(folder):
+    """Neither the block nor the level of the recording matters, and nn/separate.py's network gives the same."""
+    mixture = soundfile.read(folder / "mixture.wav")[0] * np.linspace(0.01, 1, speech.RATE)
+    soundfile.write(folder / "rising.wav", mixture, speech.RATE, subtype="FLOAT")
+    soundfile.write(folder / "soft.wav", 0.01 * mixture, speech.RATE, subtype="FLOAT")
+    soundfile.write(folder / "even.wav", even(speech.RATE), speech.RATE, subtype="FLOAT")
+
+    def found(name, block_seconds):
+        live(folder, resume_model="levels", input=f"{name}.wav", block_seconds=block_seconds)
+        return soundfile.read(folder / f"live/{name}_s1.wav")[0]
+
+    expected = found("rising", 1.0)
+    for other in (found("rising", 0.02), found("rising", 0.0137), 100 * found("soft", 0.064)):
+        np.testing.assert_allclose(other, expected, atol=1e-5 * np.abs(expected).max())
+    separator = Separator(str(folder / "levels"), level="none")
+    voices = [folder / name for name in ("voice.wav", "voice_2.wav")]
+    (talker,) = separator(even(speech.RATE), speech.RATE, enrolment=voices)
+    assert_close(found("even", 0.05), heard_so_far(talker.astype(float), even(speech.RATE)))
 
 
 @pytest.mark.parametrize(
