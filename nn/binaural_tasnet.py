@@ -477,7 +477,10 @@ def separate_recording(separator):
             f"{FLAGS.mixture}: {len(brought)} samples at {rate} Hz, {separator.model.shortest} are needed;"
             " give a longer recording"
         )
-    estimates = separator(brought)
+    # With silence behind it, as in nn/separate.py, so that all of it lies in whole windows.
+    hop = separator.model.hop
+    behind = 0 if FLAGS.parity else (-len(brought)) % hop + 2 * hop
+    estimates = separator(np.pad(brought, ((0, behind), (0, 0))))[:, : len(brought)]
     estimates = np.stack(
         [np.stack([resample(ear, rate, own_rate)[: len(mixture)] for ear in x.T], axis=1) for x in estimates]
     )

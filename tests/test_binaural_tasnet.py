@@ -288,6 +288,19 @@ def test_the_network_stays_the_one_that_was_trained(folder):
     assert "exp/late/models/late: its network was trained with norm channel, but the flags say global" in line
 
 
+def test_one_recording_at_once_is_what_its_blocks_are(folder):
+    run = FLAGS | dict(time_stamp="causal", exp_name="causal", pictures=0)
+    speech.succeed(folder, "nn/binaural_tasnet.py", "--causal", **run)
+    write_pcm16(folder / "ears.wav", 0.3 * mixture(5, 3013), RATE)
+    whole = dict(is_deploy=1, mixture="ears.wav", output_folder="whole")
+    speech.succeed(folder, "nn/binaural_tasnet.py", **run | whole)
+    blocks = dict(resume_model="exp/causal/models", output_dir="blocks", corpus_flags=False)
+    assert "causal: latency 2.0 ms" in speech.succeed(folder, "nn/separate.py", "ears.wav", **blocks)
+    for name in ("ears_s1.wav", "ears_s2.wav"):
+        ours, theirs = (soundfile.read(folder / path / name)[0] for path in ("whole", "blocks"))
+        np.testing.assert_allclose(ours, theirs, atol=3 / 32768)
+
+
 def test_a_mixture_that_gets_too_short_at_the_fastest_speed(folder):
     for path in ("short/cv", "short/tr"):
         for kind in ("mix", "s1", "s2"):
