@@ -187,7 +187,7 @@ class OneCycleRule:
 
     def _value(self, k, first, middle, last):
         """From `first` at k = 0 to `middle` at the top to `last` at the end."""
-        if k <= self.top:
+        if k < self.top:
             return _cosine(first, middle, k / self.top)
         return _cosine(middle, last, min(1.0, (k - self.top) / (self.end - self.top)))
 

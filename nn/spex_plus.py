@@ -125,7 +125,7 @@ def define_flags():
         "config", "", "config.json of ir4kgl/ss_dla or conf.py of gemengtju/SpEx_Plus: defaults of the other flags"
     )
     flags.DEFINE_string("exp_name", "spex_plus", "name of the experiment: exp/<exp_name>")
-    flags.DEFINE_string("data_folder", "triplets", "holds the sets tr/, cv/ and tt/, see feat/triplets.py")
+    flags.DEFINE_list("data_folder", ["triplets"], "holds the sets tr/, cv/ and tt/, see feat/triplets.py; or several")
     flags.DEFINE_integer("sample_rate", None, "Hz; files of other rates are resampled; default of the variant")
     flags.DEFINE_string("speakers_file", "", "talkers in the order of their classes, one a line; default: those of tr")
     flags.DEFINE_string("scp_root", "", "what the paths in mix.scp, ref.scp and aux.scp are relative to")
@@ -262,12 +262,22 @@ def window_samples():
     return samples
 
 
+def set_folders(set_name):
+    """Folders of a set, one below each of --data_folder."""
+    return [os.path.join(folder, set_name) for folder in FLAGS.data_folder]
+
+
 def read_set(set_name, speakers=None):
-    """[Triplet] of a set below --data_folder."""
+    """[Triplet] of a set below --data_folder, of one folder after the other; labels count through all of them."""
     lists = {"root": FLAGS.scp_root}
     if FLAGS.durations_file:
         lists["durations"] = read_durations(FLAGS.durations_file)
-    return read_triplets(os.path.join(FLAGS.data_folder, set_name), speakers, **lists)
+    folders = set_folders(set_name)
+    found = [read_triplets(folder, speakers, **lists) for folder in folders]
+    if speakers is None and len(found) > 1:
+        speakers = list(dict.fromkeys(speaker for triplets in found for speaker in speakers_of(triplets)))
+        found = [read_triplets(folder, speakers, **lists) for folder in folders]
+    return [triplet for triplets in found for triplet in triplets]
 
 
 class TrainingData(train.DrawnData):
@@ -400,8 +410,8 @@ def train_model():
         objective = make_objective(model, data.whole)
     if data.classes > model.settings["classes"]:
         raise UserError(
-            f"{FLAGS.data_folder}: {data.classes} speakers in tr, the model tells {model.settings['classes']} apart;"
-            f" give --classes {data.classes}"
+            f"{','.join(FLAGS.data_folder)}: {data.classes} speakers in tr, the model tells"
+            f" {model.settings['classes']} apart; give --classes {data.classes}"
             + (", and --load in place of --resume_model" if FLAGS.resume_model else "")
         )
     epochs = train.epochs_from_flags(data.examples, whole=True)
@@ -455,7 +465,7 @@ def infer():
         return
     rate = FLAGS.sample_rate
     triplets = read_set(FLAGS.set)
-    set_folder = os.path.join(FLAGS.data_folder, FLAGS.set)
+    set_folder = ",".join(set_folders(FLAGS.set))
     genders = genders_of_set(set_folder)
     drawn = presence.draw_absent(triplets, FLAGS.seed) if FLAGS.absent else []
     extractor = load_extractor(source)

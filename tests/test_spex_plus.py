@@ -400,6 +400,18 @@ def test_parity_keeps_its_last_epoch(folder):
         assert said in speech.refuse(folder, "nn/spex_plus.py", "--parity", f"--{flag}", **given)
 
 
+def test_several_data_folders_are_one(folder):
+    """Talkers of the second are told apart from those of the first, and one who is in both is one."""
+    for target, i in ((2, 0), (5, 1)):
+        paths = triplet_paths(folder / "more/tr", part_stem(target, 0, i))
+        for kind, signal in zip(("mixture", "target", "enrolment"), (talk(target % 3, i, 4000),) * 3):
+            write_pcm16(paths[kind], signal, RATE)
+    shutil.copytree(folder / "triplets/cv", folder / "more/cv")
+    named = FLAGS | dict(data_folder="triplets,more", time_stamp="more", pictures=0)
+    assert "5 steps an epoch" in speech.succeed(folder, "nn/spex_plus.py", **named)
+    assert checkpoint.read_config(str(prefix(folder, "more", 6)))["model"]["classes"] == 4
+
+
 def test_threshold_of_another_set_is_tried(tmp_path):
     source = str(tmp_path / "model.ckpt_step_1")
     for set_name in ("cv", "cv", "tt"):
