@@ -45,6 +45,11 @@ LONGEST_DIRECT_TAPS = 256  # longer responses are convolved by FFT
 # of the others' difference to it.
 FIRST_LEVEL_DB, DIFFERENCE_DB = (-27.43, 2.57), (-2.51, 2.66)
 NONE = Augmentation(speeds=())
+LISTENED = 3  # mixtures of a set whose ears are compared
+LEFT_SHARE, EXCHANGED_SHARE = (
+    1e-3,
+    0.1,
+)  # of the mixture without its parts, and of that with an ear exchanged: of energy
 
 
 # Sets ---------------------------------------------------------------------------------------------
@@ -91,7 +96,7 @@ class StereoFiles:
             anything = tf.cond(
                 offsets[number] >= 0,
                 lambda: plain(number),
-                lambda: tf.numpy_function(_read_anything, [paths[number]], tf.float32),
+                lambda: tf.numpy_function(lambda path: _read_anything(path.decode()), [paths[number]], tf.float32),
             )
             return tf.ensure_shape(anything, (None, 2))
 
@@ -150,7 +155,7 @@ def binaural_set(folder, sample_rate=8000, talkers=None):
 
     Raises:
       UserError: the set is not whole, or a file is missing, mono, of another rate, of another length than its
-        mixture, or shorter than 1040 samples.
+        mixture, or shorter than 1040 samples; or, of the first mixtures, has its ears exchanged.
     """
     mixtures = next((name for name in ("mix", NOISE_SIGNALS[-1]) if os.path.isdir(os.path.join(folder, name))), None)
     if mixtures is None:
@@ -168,7 +173,28 @@ def binaural_set(folder, sample_rate=8000, talkers=None):
     noisy = mixtures != "mix" and os.path.isdir(os.path.join(folder, "noise"))
     signals = [mixtures, *sources, *(["noise"] if noisy else [])]
     paths = [os.path.join(folder, signal, name + ".wav") for signal in signals for name in names]
-    return BinauralSet(names, len(sources), _stereo_files(paths, sample_rate, len(names)), sample_rate, noisy)
+    found = BinauralSet(names, len(sources), _stereo_files(paths, sample_rate, len(names)), sample_rate, noisy)
+    _require_ears(found)
+    return found
+
+
+def _require_ears(mixtures):
+    """Raises UserError if a signal of the first mixtures is not the mixture's share unless its ears are exchanged."""
+    count = len(mixtures)
+    for line in range(min(count, LISTENED)):
+        paths = mixtures.files.paths[line::count]
+        signals = [_read_anything(path) for path in paths]
+        if len({len(x) for x in signals}) > 1:  # cut off, which is found when it is needed
+            continue
+        signals[0] *= -1  # all together leave nothing
+        rest = sum(signals)
+        left = np.sum(np.square(rest))
+        exchanged = [np.sum(np.square(rest - x + x[:, ::-1])) for x in signals]
+        best = int(np.argmin(exchanged))
+        if left > LEFT_SHARE * np.sum(np.square(signals[0])) and exchanged[best] < EXCHANGED_SHARE * left:
+            raise UserError(
+                f"{paths[best]}: left and right are exchanged against the others of its mixture; make it again"
+            )
 
 
 def _stereo_files(paths, sample_rate, mixtures):
@@ -206,7 +232,7 @@ def _header(path):
 
 
 def _read_anything(path):
-    return soundfile.read(path.decode(), dtype="float32", always_2d=True)[0]
+    return soundfile.read(path, dtype="float32", always_2d=True)[0]
 
 
 # Batches ------------------------------------------------------------------------------------------

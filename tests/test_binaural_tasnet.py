@@ -4,6 +4,7 @@ import csv
 import functools
 import itertools
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -299,6 +300,17 @@ def test_one_recording_at_once_is_what_its_blocks_are(folder):
     for name in ("ears_s1.wav", "ears_s2.wav"):
         ours, theirs = (soundfile.read(folder / path / name)[0] for path in ("whole", "blocks"))
         np.testing.assert_allclose(ours, theirs, atol=3 / 32768)
+
+
+def test_a_source_whose_ears_are_exchanged(folder):
+    shutil.copytree(folder / "binaural", folder / "exchanged")
+    path = folder / "exchanged/tr/s2/m1.wav"
+    samples, rate = soundfile.read(path)
+    soundfile.write(path, samples[:, ::-1], rate)
+    line = speech.refuse(
+        folder, "nn/binaural_tasnet.py", **FLAGS | dict(data_folder="exchanged", time_stamp="exchanged")
+    )
+    assert "exchanged/tr/s2/m1.wav: left and right are exchanged" in line
 
 
 def test_a_mixture_that_gets_too_short_at_the_fastest_speed(folder):
