@@ -46,10 +46,8 @@ LONGEST_DIRECT_TAPS = 256  # longer responses are convolved by FFT
 FIRST_LEVEL_DB, DIFFERENCE_DB = (-27.43, 2.57), (-2.51, 2.66)
 NONE = Augmentation(speeds=())
 LISTENED = 3  # mixtures of a set whose ears are compared
-LEFT_SHARE, EXCHANGED_SHARE = (
-    1e-3,
-    0.1,
-)  # of the mixture without its parts, and of that with an ear exchanged: of energy
+# Of energy: of a mixture less its parts, and of that with the ears of one of them exchanged.
+LEFT_SHARE, EXCHANGED_SHARE = 1e-3, 0.1
 
 
 # Sets ---------------------------------------------------------------------------------------------
