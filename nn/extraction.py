@@ -18,6 +18,7 @@ import tensorflow as tf
 from feat.audio import read_blocks, resample, wav_info
 from feat.files import UserError, brief
 from feat.graph import compiled
+from feat.triplet_dataset import SILENT_PEAK
 from models.spex_plus import BRANCHES, SAMPLE_RATES, SpexPlus
 from models.streaming_tasnet import StreamingExtractor
 from nn import checkpoint
@@ -30,7 +31,6 @@ LEVELS = ("projection", "peak", "none")
 REJECT = ("no", "file", "window")
 LEAST_ENROLMENT_S = 0.5
 ENROLMENT_PIECE_S = 20.0  # embedded at a time; the embedding is a mean over time
-SOFTEST_ENROLMENT = 1e-4  # peak of what counts as silent
 PIECE_FRAMES = 1000  # read at a time to measure a level
 # The file beside a PyTorch checkpoint, where in it the network's arguments are, and which of these the arrays tell too.
 TOLD = {
@@ -239,7 +239,7 @@ class Extractor:
                 f"{name}: {seconds:.2f} s of the wanted talker, {LEAST_ENROLMENT_S} s are needed;"
                 " give a longer enrolment"
             )
-        if np.max(np.abs(samples)) < SOFTEST_ENROLMENT:
+        if np.max(np.abs(samples)) < SILENT_PEAK:
             raise UserError(f"{name}: silent, so it shows no voice; record the enrolment again")
         samples = self.gain("enrolment", frame_powers(samples, self.frame)) * samples
         pieces = np.array_split(samples, -int(-seconds // ENROLMENT_PIECE_S))

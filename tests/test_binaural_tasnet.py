@@ -3,7 +3,6 @@
 import csv
 import functools
 import itertools
-import json
 import shutil
 
 import keras
@@ -265,9 +264,8 @@ def test_two_devices_train_and_validate_as_one(folder):
     for stamp, devices in (("one", 0), ("two", 2)):
         named = dict(num_virtual_devices=devices, segment_seconds=0, speed_perturb=False, optimizer="momentum")
         speech.succeed(folder, "nn/binaural_tasnet.py", time_stamp=stamp, **FLAGS | named | dict(pictures=0))
-        arrays = speech.checkpoint_arrays(prefix(folder, stamp, LAST))
-        state = json.loads(arrays.pop(next(name for name in arrays if name.startswith("loop"))))["state"]
-        runs[stamp] = arrays, state["score"]
+        state = checkpoint.read_loop_state(checkpoint.open_reader(str(prefix(folder, stamp, LAST))))["state"]
+        runs[stamp] = speech.checkpoint_arrays(prefix(folder, stamp, LAST)), state["score"]
     (ours, our_score), (theirs, their_score) = runs.values()
     assert our_score == pytest.approx(their_score, abs=1e-4)
     for name, value in ours.items():
