@@ -11,7 +11,6 @@ the kind of mixtures. CHECKPOINT is a prefix of ours, `best` beside it, or a fol
 (save/CKPT+..., or save itself, of which the best is taken).
 """
 
-import dataclasses
 import os
 
 from feat.script import run_script
@@ -374,8 +373,7 @@ def train_model():
         least_loss=FLAGS.threshold if FLAGS.threshold_byloss else None,
         largest_loss=FLAGS.loss_upper_lim,
     )
-    # The reference validates and saves after its last epoch too.
-    train.train(task, dataclasses.replace(train.options_from_flags(strategy, task), finish=True))
+    train.train(task, train.options_from_flags(strategy, task))
 
 
 # Inference ----------------------------------------------------------------------------------------

@@ -234,7 +234,8 @@ def train_stage(
         fixed_lengths=data.fixed_lengths,
         **scoring,
     )
-    train.train(task, train.options_from_flags(strategy, task))
+    # The original neither validates nor saves after its last epoch.
+    train.train(task, train.options_from_flags(strategy, task, finish=not FLAGS.parity))
 
 
 class OutputFolder:

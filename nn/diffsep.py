@@ -584,7 +584,6 @@ def train_model():
     )
     options = dataclasses.replace(
         train.options_from_flags(strategy, task),
-        finish=True,
         clip_percentile=FLAGS.clip_percentile,
         clip_pieces=FLAGS.clip_pieces,
     )

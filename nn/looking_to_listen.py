@@ -369,8 +369,7 @@ def train_model():
             model.frontend.frames(batch["mixture"].shape[1]), batch["embeddings"].shape[2]
         ),
     )
-    options = train.options_from_flags(strategy, task)
-    train.train(task, options)
+    train.train(task, train.options_from_flags(strategy, task, finish=not FLAGS.parity))
 
 
 # Inference ----------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ The sets below --data_folder are of any layout of feat/triplets.py. CHECKPOINT i
 or a PyTorch file of ir4kgl/ss_dla or gemengtju/SpEx_Plus, whose sizes are read from it.
 """
 
-import dataclasses
 import json
 import math
 import os
@@ -442,8 +441,7 @@ def train_model():
         fixed_lengths=data.whole,
         count_macs=lambda batch: model.count_macs(batch["mixture"].shape[1], batch["enrolment"].shape[1]),
     )
-    # Both references validate and save after their last epoch too.
-    train.train(task, dataclasses.replace(train.options_from_flags(strategy, task), finish=True))
+    train.train(task, train.options_from_flags(strategy, task))
 
 
 # Inference ----------------------------------------------------------------------------------------

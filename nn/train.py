@@ -217,8 +217,8 @@ def define_training_flags(learning_rate, lr_decay, epoch=200, batch_size=1):
     flags.DEFINE_list("profile_steps", [], "first,last step of a profile for TensorBoard")
 
 
-def options_from_flags(strategy, task):
-    """TrainOptions of the flags."""
+def options_from_flags(strategy, task, finish=True):
+    """TrainOptions of the flags; finish: validate and save after the last step."""
     try:
         profile = tuple(map(int, FLAGS.profile_steps)) or None
         if profile and not (len(profile) == 2 and 0 < profile[0] <= profile[1]):
@@ -240,7 +240,7 @@ def options_from_flags(strategy, task):
         log_steps=FLAGS.log_steps,
         save_steps=FLAGS.save_steps,
         keep_checkpoints=FLAGS.keep_checkpoints,
-        finish=not FLAGS.parity,
+        finish=finish,
         dry_run=FLAGS.dry_run,
         profile_steps=profile,
         weight_histograms=FLAGS.weight_histograms,

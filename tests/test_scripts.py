@@ -278,9 +278,9 @@ def test_names_a_file_that_goes_bad_during_training(pipeline, monkeypatch, on_th
     whole = open(path, "rb").read()
     options = train.options_from_flags
 
-    def cut(strategy, task):
+    def cut(strategy, task, **named):
         os.truncate(path, len(whole) // 2)
-        return options(strategy, task)
+        return options(strategy, task, **named)
 
     monkeypatch.setattr(train, "options_from_flags", cut)
     try:
