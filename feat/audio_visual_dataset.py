@@ -132,6 +132,11 @@ class AudioVisualSet:
         rows = [self.rows[i] for i in lines]
         return dataclasses.replace(self, rows=rows, files=files, scales=self.scales[lines])
 
+    def paths(self, line):
+        """Of what the mixture of a line is read from."""
+        embeddings = [os.path.join(self.folder, path) for path in self.rows[line].embeddings[: self.faces]]
+        return [*self.files.paths[line :: len(self)], *embeddings]
+
     def check(self):
         """Looks at all files again. Raises UserError, which names the first that cannot be used."""
         audio_visual_set(self.folder, self.rows, self.faces, self.size)

@@ -82,6 +82,13 @@ class Utterances:
         lines = list(lines)
         return dataclasses.replace(self, names=[self.names[i] for i in lines], frames=self.frames[lines])
 
+    def files(self, name):
+        """Paths of what the mixture `name` is read from."""
+        paths, where = self.settings.wav_paths(self.set_name, name), (self.settings.feat_folder, self.set_name, name)
+        if not self.from_wavs:
+            paths = [*paths, cache.feature_path(*where), cache.wave_path(*where)]
+        return [*paths, cache.estimate_path(*where)] if self.with_estimates else paths
+
     def check(self):
         """Looks at the headers of all files again. Raises UserError, which names the first that cannot be used."""
         if self.from_wavs:

@@ -1,5 +1,6 @@
 """One function over many jobs, on all cores, with a progress bar."""
 
+import collections
 import contextlib
 import multiprocessing
 import os
@@ -38,13 +39,36 @@ def parallel_map(function, jobs, num_workers=0, description=""):
     num_workers = min(num_workers or os.cpu_count() or 1, len(jobs))
     if num_workers == 1:
         return [function(job) for job in progress(jobs, description)]
+    with _pool(num_workers, description) as executor:
+        chunk = max(1, min(16, len(jobs) // (4 * num_workers)))
+        return list(progress(executor.map(function, jobs, chunksize=chunk), description, len(jobs)))
+
+
+def parallel_stream(function, jobs, num_workers=0, description=""):
+    """Yields the results of `parallel_map` for jobs that are made as one goes, a few of them ahead."""
+    num_workers = num_workers or os.cpu_count() or 1
+    if num_workers == 1:
+        yield from map(function, jobs)
+        return
+    with _pool(num_workers, description) as executor:
+        waiting = collections.deque()
+        for job in jobs:
+            waiting.append(executor.submit(function, job))
+            if len(waiting) > 2 * num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextlib.contextmanager
+def _pool(num_workers, description):
+    """An executor of so many processes; what has not begun is dropped at the end."""
     # Spawned, because a fork of a process that runs TensorFlow or other threads may hang.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_follow_parent)
     try:
-        chunk = max(1, min(16, len(jobs) // (4 * num_workers)))
         with _one_thread_per_process():
-            return list(progress(executor.map(function, jobs, chunksize=chunk), description, len(jobs)))
+            yield executor
     except BrokenProcessPool as error:
         raise UserError(
             f"{description}: a worker process was killed, perhaps for want of memory;"

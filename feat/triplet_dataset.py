@@ -15,7 +15,6 @@ Several processes and devices share a global batch, see feat.dataset.Share.
 """
 
 import dataclasses
-import functools
 import os
 import random
 
@@ -53,7 +52,9 @@ class Files:
     def reader(self):
         """(number, begin, end) -> the first channel of these samples of the file, as far as there are any."""
         paths, direct = tf.constant(self.paths), tf.constant(self.direct)
-        anything = functools.partial(_read_anything, sample_rate=self.sample_rate, parity=self.parity)
+
+        def anything(path, begin, end):
+            return read_first_channel(path.decode(), self.sample_rate, self.parity, int(begin), int(end))
 
         def read_direct(path, begin, end):
             return tf.audio.decode_wav(tf.io.read_file(path), desired_channels=1)[0][begin:end, 0]
@@ -131,12 +132,18 @@ def _silent(paths):
     return np.array(parallel_map(_is_silent, paths, workers_for(paths), "check for silence"), bool)
 
 
-def _read_anything(path, begin, end, sample_rate, parity):
-    """float32 samples [begin, end) of the first channel of any file, at `sample_rate`."""
-    path = path.decode()
+def read_first_channel(path, sample_rate, parity=False, begin=0, end=None):
+    """float32 samples [begin, end) of the first channel of any file, at `sample_rate` Hz.
+
+    Args:
+      parity: resample as torchaudio does.
+
+    Raises:
+      UserError: there are NaN or infinite samples.
+    """
     rate = soundfile.info(path).samplerate
     whole = rate != sample_rate
-    span = {} if whole else {"start": int(begin), "stop": int(end)}
+    span = {} if whole else {"start": begin, "stop": end}
     samples = np.ascontiguousarray(soundfile.read(path, dtype="float32", always_2d=True, **span)[0][:, 0])
     if not np.isfinite(samples).all():
         raise UserError(f"{path}: holds NaN or infinite samples; make it again")

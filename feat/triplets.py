@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 
 from feat.files import UserError
+from feat.scp import read_fields, read_scp
 
 UNKNOWN = -1  # label of a talker who is not among the classes
 _SUFFIXES = {"mixture": "-mixed", "target": "-target", "enrolment": "-ref"}
@@ -110,10 +111,13 @@ def read_evaluation_folder(folder, speakers=None):
     """Triplets of mix/, targets/ and refs/, whose files are matched by name, or else by their order."""
     names = {kind: _audio_names(os.path.join(folder, below)) for kind, below in _FOLDERS.items()}
     counts = {kind: len(some) for kind, some in names.items()}
+    stems = {kind: {_bare(kind, name): name for name in some} for kind, some in names.items()}
     if len(set(counts.values())) > 1 or not counts["mixture"]:
         listed = ", ".join(f"{_FOLDERS[kind]}/ {count}" for kind, count in counts.items())
-        raise UserError(f"{folder}: equally many files are needed, there are {listed}")
-    stems = {kind: {_bare(kind, name): name for name in some} for kind, some in names.items()}
+        raise UserError(
+            f"{folder}: equally many files are needed, there are {listed}{_first_lost(stems)};"
+            " put it back, or take the others of its name away"
+        )
     if all(some.keys() == stems["target"].keys() for some in stems.values()):
         matched = [tuple(stems[kind][_bare("target", name)] for kind in _FOLDERS) for name in names["target"]]
     else:
@@ -128,21 +132,21 @@ def read_evaluation_folder(folder, speakers=None):
     return _labelled(rows, speakers)
 
 
-def read_scp_lists(folder, speakers=None, root="", durations=None):
+def read_scp_lists(folder, speakers=None, roots=(), durations=None):
     """Triplets of the lists mix.scp, ref.scp and aux.scp, as of WSJ0-2mix-extr.
 
     A key is UTT1_SNR1_UTT2_SNR2_AUX; the talker is the first three letters of AUX.
 
     Args:
       speakers: talkers in the order of their labels, see `read_speakers`; None: sorted, those of the set.
-      root: what relative paths in the lists are relative to.
+      roots: where the files lie, see feat.scp.located.
       durations: {utterance: seconds} of the original utterances, see `read_durations`: mixture and target count
         up to the end of the shorter. None: all of them counts.
 
     Raises:
       UserError: a list is missing or malformed, their keys differ, or an utterance has no duration.
     """
-    tables = {kind: _read_table(os.path.join(folder, name)) for kind, name in _LISTS.items()}
+    tables = {kind: read_scp(os.path.join(folder, name), roots) for kind, name in _LISTS.items()}
     keys = list(tables["mixture"])
     for kind, table in tables.items():
         if list(table) != keys:
@@ -154,7 +158,7 @@ def read_scp_lists(folder, speakers=None, root="", durations=None):
     rows, seconds = [], []
     for key in keys:
         utterances = _utterances_of_key(folder, key)
-        rows.append((key, *[os.path.join(root, table[key]) for table in tables.values()], utterances[-1][:3]))
+        rows.append((key, *[table[key] for table in tables.values()], utterances[-1][:3]))
         unknown = [] if durations is None else [utt for utt in utterances[:2] if utt not in durations]
         if unknown:
             raise UserError(f"{folder}: {unknown[0]}, of {key}, has no duration; give the list of all utterances")
@@ -166,7 +170,7 @@ def read_scp_lists(folder, speakers=None, root="", durations=None):
 
 def read_speakers(path):
     """Talkers in the order of their labels: a list with one a line."""
-    speakers = [line[0] for line in _read_fields(path, 1)]
+    speakers = [line[0] for line in read_fields(path, 1)]
     if len(set(speakers)) < len(speakers):
         raise UserError(f"{path}: a talker is there twice; remove one of them")
     return speakers
@@ -175,7 +179,7 @@ def read_speakers(path):
 def read_durations(path):
     """{utterance: seconds} of a list with both a line."""
     try:
-        return {name: float(seconds) for name, seconds in _read_fields(path, 2)}
+        return {name: float(seconds) for name, seconds in read_fields(path, 2)}
     except ValueError as error:
         raise UserError(f"{path}: {error}; a line is an utterance and its seconds") from error
 
@@ -224,6 +228,15 @@ def _audio_names(folder):
         raise UserError(f"{folder}: no such folder; check the path of the set") from error
 
 
+def _first_lost(stems):
+    """Says which file is missing first, where names are the same in all folders; {kind: {stem: file}}."""
+    together = set().union(*stems.values())
+    if not any(some.keys() == together for some in stems.values()):
+        return ""  # names tell nothing
+    lost = [(stem, kind) for stem in sorted(together) for kind in stems if stem not in stems[kind]]
+    return "; {1}/ has none for {0}".format(lost[0][0], _FOLDERS[lost[0][1]]) if lost else ""
+
+
 def _bare(kind, name):
     return os.path.splitext(name)[0].removesuffix(_SUFFIXES[kind])
 
@@ -247,28 +260,3 @@ def _utterances_of_key(folder, key):
 def _match_key(key):
     number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
     return re.fullmatch(rf"(.+?)_{number}_(.+?)_{number}_(.+)", key)
-
-
-def _read_table(path):
-    """{key: path} of a list."""
-    table = {}
-    for key, value in _read_fields(path, 2):
-        if key in table:
-            raise UserError(f"{path}: the key {key} is there twice; remove one of them")
-        table[key] = value
-    return table
-
-
-def _read_fields(path, count):
-    """[fields of a line] of a text file. Raises UserError unless every line has `count`."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            rows = [(number, line.split()) for number, line in enumerate(file, start=1) if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no list can be read there; check the path") from error
-    for number, row in rows:
-        if len(row) != count:
-            raise UserError(f"{path}, line {number}: {len(row)} fields, {count} are needed; mend it")
-    if not rows:
-        raise UserError(f"{path}: the list is empty; make it again")
-    return [row for _, row in rows]

@@ -39,6 +39,7 @@ from models.mimo_tasnet import FEATURES, MASKS, PROJECTIONS, WIRINGS, MimoTasnet
 from nn import checkpoint, devices, learning_rate, spatial_metrics, summaries, train
 from nn.binaural import reference_settings
 from nn.deep_casa import checkpoint_to_use
+from nn.journal import Journal
 from nn.optimizers import make_optimizer
 
 FLAGS = flags.FLAGS
@@ -413,7 +414,8 @@ class BinauralSeparator:
 def infer():
     """--is_deploy 1"""
     devices.set_precision()
-    separator = BinauralSeparator.load(checkpoint_to_use())
+    source = checkpoint_to_use()
+    separator = BinauralSeparator.load(source)
     if FLAGS.mixture or FLAGS.output_folder:
         separate_recording(separator)
         return
@@ -422,17 +424,21 @@ def infer():
     folder = f"exp/{FLAGS.exp_name}/output_{FLAGS.set}"
     make_writable_directory(os.path.join(folder, "audio_results"))
     saved = len(mixtures) if FLAGS.save_audio < 0 else FLAGS.save_audio
-    scores = []
-    for batch in progress(binaural_dataset.evaluate(mixtures), "separate", len(mixtures), unit="mixture"):
+    journal = Journal(folder, [source])
+    inputs = [mixtures.files.paths[i :: len(mixtures)] for i in range(len(mixtures))]
+    left = [i for i, name in enumerate(mixtures.names) if not journal.done(name, inputs[i])]
+    bar = progress(left, "separate", len(mixtures), initial=len(mixtures) - len(left), unit="mixture")
+    for i, batch in zip(bar, binaural_dataset.evaluate(mixtures.some(left)) if left else ()):
         mixture, references = batch["mixture"][0].numpy(), batch["sources"][0].numpy()
         estimates = separator(mixture)
-        scores.append(spatial_metrics.score(estimates, references, mixture, FLAGS.sample_rate))
-        if len(scores) <= saved:
-            ordered = estimates if FLAGS.parity else estimates[scores[-1]["output"] - 1]
-            name = mixtures.names[len(scores) - 1]
-            item = len(scores) - 1 if FLAGS.parity else name
+        found = spatial_metrics.score(estimates, references, mixture, FLAGS.sample_rate)
+        if i < saved:
+            ordered = estimates if FLAGS.parity else estimates[found["output"] - 1]
+            item = i if FLAGS.parity else mixtures.names[i]
             audio_folder = os.path.join(folder, "audio_results")
             write_audio(audio_folder, item, mixture, references, ordered, FLAGS.sample_rate, FLAGS.parity)
+        journal.add(mixtures.names[i], inputs[i], found)
+    scores = [journal.found(name) for name in mixtures.names]
     table = spatial_metrics.format_table(FLAGS.exp_name, scores)
     write_text(
         os.path.join(folder, "test_results.csv"), spatial_metrics.format_csv(mixtures.names, scores, FLAGS.parity)
@@ -440,6 +446,7 @@ def infer():
     write_text(os.path.join(folder, "table.txt"), table)
     print(table, end="")
     print(f"{folder}: test_results.csv, table.txt, and the sound of {min(saved, len(scores))} mixtures")
+    journal.finish()
 
 
 def write_audio(folder, item, mixture, references, estimates, sample_rate, parity=False):

@@ -316,7 +316,7 @@ def restore_optimizer(reader, model, optimizer):
             variable.assign(reader(names[variable.path]))
         return True
     if isinstance(reader, torch_checkpoint.ArrayReader):
-        return False
+        return torch_checkpoint.restore_slots(reader, model, optimizer)
     return reference_checkpoint.restore_slots(reader, reader.shapes, model, optimizer)
 
 
@@ -333,6 +333,20 @@ def restore_step(reader, step_state):
 def read_loop_state(reader):
     """State of the training loop, or None for a checkpoint of the original."""
     return json.loads(reader(LOOP_STATE)) if LOOP_STATE in reader.shapes else None
+
+
+def training_state(reader, steps):
+    """{field: value} of a nn.learning_rate.LoopState in which training goes on elsewhere; None if nothing tells.
+
+    Args:
+        steps: of an epoch; checkpoints in PyTorch count epochs.
+    """
+    if isinstance(reader, torch_checkpoint.ArrayReader):
+        done = reader.training.get("epochs")
+        return None if done is None else {"step": done * steps + 1, "rate": reader.training["rate"]}
+    stored = read_loop_state(reader)
+    kept = ("step", "rate", "plateau_loss", "bad_epochs")
+    return stored and {name: stored["state"][name] for name in kept if name in stored["state"]}
 
 
 def latest_whole(folder):

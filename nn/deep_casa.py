@@ -7,12 +7,14 @@ from absl import flags
 
 from feat import dataset
 from feat.audio import write_pcm16
-from feat.feat_gen import define_feature_flags, settings_from_flags
+from feat.feat_gen import define_feature_flags, read_mixture, settings_from_flags
 from feat.files import UserError, atomic_path, make_writable_directory
 from feat.lists import read_names
+from feat.parallel import progress
 from models.dense_unet import DenseUNet
 from models.grouping import SequentialGrouping
 from nn import checkpoint, summaries, train
+from nn.journal import Journal
 from nn.optimizers import make_optimizer
 
 FLAGS = flags.FLAGS
@@ -232,6 +234,7 @@ def train_stage(
         names_of=data.names_of,
         pictures=summaries.SeparationPictures(data.validation.first(FLAGS.pictures), make_decoder(objective)),
         fixed_lengths=data.fixed_lengths,
+        resume_goes_on=False,
         **scoring,
     )
     # The original neither validates nor saves after its last epoch.
@@ -252,7 +255,6 @@ class OutputFolder:
     def __init__(self, folder, settings):
         self.folder = folder
         self.settings = settings
-        self.quietened = 0
         make_writable_directory(folder)
 
     def has(self, name):
@@ -265,11 +267,13 @@ class OutputFolder:
             signals: [talkers + 1, samples], references and mixture.
             outputs: [talkers, samples].
             arrays: for `<name>_assign.npz`, if any.
+
+        Returns:
+            whether the wavs had to be made quieter.
         """
         path = os.path.join(self.folder, name)
         outputs = np.asarray(outputs, np.float32)
         peak = np.max(np.abs(outputs))
-        self.quietened += bool(peak > 1)
         for i, output in enumerate(outputs):
             # All talkers by one factor, so that their balance is kept.
             write_pcm16(f"{path}_s{i + 1}.wav", output / max(1.0, peak), self.settings.sample_rate)
@@ -279,13 +283,37 @@ class OutputFolder:
         rows = np.concatenate([signals[:-1], outputs, np.repeat(signals[-1:], len(outputs), axis=0)])
         with atomic_path(path + ".bin") as temporary, open(temporary, "wb") as file:
             file.write(rows.astype("<f4").data)
+        return bool(peak > 1)
 
-    def finish(self, count):
-        print(f"{self.folder}: {count} mixtures separated, .bin and .wav")
-        if self.quietened:
-            print(
-                f"{self.folder}: {self.quietened} of them were made quieter in the .wav, not the .bin, to fit 16 bits"
-            )
+    def finish(self, quieter):
+        """Says what was written; `quieter`: what `write` gave for every mixture."""
+        print(f"{self.folder}: {len(quieter)} mixtures separated, .bin and .wav")
+        if any(quieter):
+            print(f"{self.folder}: {sum(quieter)} of them were made quieter in the .wav, not the .bin, to fit 16 bits")
+
+
+def separate_utterances(utterances, folder, sources, separate):
+    """Separates a set; the same command goes on where it was killed.
+
+    Args:
+        utterances: feat.dataset.Utterances.
+        folder: of the outputs.
+        sources: the checkpoints.
+        separate: (batch of one, samples) -> (outputs [talkers, samples], arrays for `<name>_assign.npz`).
+    """
+    output = OutputFolder(folder, utterances.settings)
+    journal = Journal(folder, sources)
+    inputs = {name: utterances.files(name) for name in utterances.names}
+    left = utterances.some(
+        i for i, name in enumerate(utterances.names) if not (output.has(name) and journal.done(name, inputs[name]))
+    )
+    bar = progress(left.names, "separate", len(utterances), initial=len(utterances) - len(left), unit="mixture")
+    for name, batch in zip(bar, dataset.evaluate(left) if len(left) else ()):
+        signals = read_mixture(utterances.settings, utterances.set_name, name)
+        outputs, arrays = separate(batch, signals.shape[1])
+        journal.add(name, inputs[name], output.write(name, signals, outputs, **arrays))
+    output.finish([journal.found(name) for name in utterances.names])
+    journal.finish()
 
 
 def fit_length(signals, samples):

@@ -11,6 +11,14 @@ An estimate folder holds one of
   <name>_s1.wav   one wav for every output. References and mixture then come from --data_folder in the
                   layout of WSJ0-2mix and the names from --wav_list_folder.
 
+Or .scp lists ("key path" a line) are scored against others, one of each for every talker, whatever made them:
+
+    python nn/evaluate.py --output_folder scores --talkers 2 --estimates "ours=EST_1.scp,EST_2.scp" \
+        --references REF_1.scp,REF_2.scp --mixtures MIX.scp
+
+The keys of the references are scored; estimate and reference count up to the end of the shorter. Without --mixtures
+there is no row of the mixture, and nothing that is measured against it.
+
 Outputs may be in any order; the one with the largest sum of SI-SDR counts. With --talkers 1, the wanted one
 of a mixture, also how often another was taken for that one. With --genders_file there is a table of who
 talks against whom (the names of the mixtures say who); one by the level in the mixture comes whenever the
@@ -30,7 +38,7 @@ import os
 import textwrap
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from feat.script import run_script
@@ -42,6 +50,7 @@ from feat.audio import read_mono
 from feat.files import UserError, make_writable_directory, write_text
 from feat.lists import mixture_paths, read_names
 from feat.parallel import parallel_map
+from feat.scp import ROOT_HELP, read_scp
 from feat.talkers import read_genders
 from nn import metrics, score_groups
 
@@ -67,25 +76,38 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where references and mixtures lie, and what they are."""
+    """Where references and mixtures lie, and what they are.
+
+    Attributes:
+      data_folder, wav_list_folder, set_name: of the layout of WSJ0-2mix.
+      talkers: in every mixture.
+      sample_rate: Hz.
+      references: {key: path} for every talker, of .scp lists; none of other layouts.
+      mixtures: {key: path}, empty if they are not known.
+    """
 
     data_folder: str
     wav_list_folder: str
     set_name: str
     talkers: int
-    sample_rate: int  # Hz
+    sample_rate: int
+    references: tuple[Mapping[str, str], ...] = ()
+    mixtures: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class System:
-    """A folder of estimates of one kind, "bin" or "wav", and the name of its row."""
+    """A folder of estimates of one kind, "bin" or "wav", and the name of its row; or ("scp") lists of them."""
 
     label: str
     folder: str
     source: str
+    tables: tuple[Mapping[str, str], ...] = ()
 
     def paths(self, name: str, talkers: int) -> list[str]:
         """The files that hold the estimates of the mixture `name`."""
+        if self.source == "scp":
+            return [table[name] for table in self.tables]
         endings = [".bin"] if self.source == "bin" else [f"_s{k + 1}.wav" for k in range(talkers)]
         return [os.path.join(self.folder, name + ending) for ending in endings]
 
@@ -128,11 +150,14 @@ def evaluate(
     source: str = "auto",
     num_workers: int = 0,
     genders: Mapping[str, str] | None = None,
+    references: Iterable[str] = (),
+    mixtures: str = "",
+    roots: Iterable[str] = (),
 ) -> Evaluation:
     """Scores several folders of estimates of the same mixtures.
 
     Args:
-      folders: {label: folder of estimates}.
+      folders: {label: folder of estimates, or .scp lists of them, one for every talker, by commas}.
       data_folder: references and mixtures in the layout of WSJ0-2mix; for wav estimates.
       wav_list_folder: holds the list of the set; for wav estimates. If empty, all .bin files are scored.
       set_name: tr, cv or tt.
@@ -143,6 +168,9 @@ def evaluate(
       num_workers: processes; 0 for all cores, 1 for none beside this one. More than one start a fresh
         interpreter each, so that a calling script needs its `if __name__ == "__main__"`.
       genders: {talker: "male" or "female"}, for a table of them; the talkers are those in the mixtures' names.
+      references: .scp lists, one for every talker, for estimates of .scp lists.
+      mixtures: .scp list, for what is gained over the mixture; empty: not known.
+      roots: where the files of .scp lists lie, see `feat.scp.located`.
 
     Returns:
       The scores, in the order of the list, whatever `num_workers` is.
@@ -152,8 +180,13 @@ def evaluate(
     """
     metric_names = tuple(metric_names)
     _require_scorable(metric_names, sample_rate, talkers, num_workers)
-    dataset = Dataset(data_folder, wav_list_folder, set_name, talkers, sample_rate)
-    systems = [_find_system(label, folder, source) for label, folder in folders.items()]
+    roots = tuple(roots)
+    listed = tuple(read_scp(path, roots) for path in references)
+    dataset = Dataset(
+        data_folder, wav_list_folder, "" if listed else set_name, talkers, sample_rate, listed,
+        read_scp(mixtures, roots) if mixtures else {},
+    )  # fmt: skip
+    systems = [_find_system(label, folder, source, dataset, roots) for label, folder in folders.items()]
     names = _mixture_names(systems, dataset)
     if genders is not None:
         score_groups.label_talkers(names, talkers, genders=genders)  # raises if names do not tell
@@ -219,16 +252,17 @@ def format_table(summary: dict) -> str:
         rows.append([system["label"], *cells, ", ".join(failures) or "-"])
     one = summary["talkers"] == 1
     talkers = "with one wanted talker" if one else f"of {summary['talkers']} talkers"
+    of_set = f"set {summary['set']}, " if summary["set"] else ""
     title = (
-        f"{summary['utterances']} mixtures {talkers}, set {summary['set']}, {summary['sample_rate']} Hz;"
+        f"{summary['utterances']} mixtures {talkers}, {of_set}{summary['sample_rate']} Hz;"
         f" means over mixtures{'' if one else ' and talkers'}"
     )
     lines = [title, "", *_align(rows)]
     if bound := summary["oracle_bound"]:
         lines += ["", f"Oracle bound: {bound['si_sdri']:.2f} dB SI-SDRi ({bound['label']}, same mixtures)."]
-        for system in summary["systems"][1:]:
-            reached = system["means"]["si_sdri"]
-            if system["label"] != bound["label"] and reached is not None:
+        for system in summary["systems"]:
+            reached = system["means"].get("si_sdri")
+            if system["label"] not in (MIXTURE, bound["label"]) and reached is not None:
                 gap_db = bound["si_sdri"] - reached
                 side = "above" if gap_db < 0 else "below"
                 lines.append(f"{system['label']} reaches {reached:.2f} dB, {abs(gap_db):.2f} dB {side} it.")
@@ -284,7 +318,11 @@ class Signals(NamedTuple):
 
     references: np.ndarray  # [talkers, samples]
     estimates: np.ndarray  # [talkers, samples]
-    mixture: np.ndarray  # [samples]
+    mixture: np.ndarray | None  # [samples]; None if it is not known
+
+    def until(self, samples):
+        """The same up to so many samples."""
+        return Signals(*(None if signal is None else signal[..., :samples] for signal in self))
 
 
 def read_bin(path: str, talkers: int = 2) -> Signals:
@@ -317,11 +355,25 @@ def _read_wavs(estimate_paths, reference_paths, mixture_path, sample_rate):
     return Signals(references, estimates, mixture)
 
 
+def _read_listed(estimate_paths, reference_paths, mixture_paths, sample_rate):
+    """Signals of one mixture of .scp lists, all up to the end of the shortest."""
+
+    def read(paths):
+        signals = [read_mono(path, sample_rate) for path in paths]
+        return np.stack([signal[: min(map(len, signals))] for signal in signals])
+
+    signals = [read(reference_paths), read(estimate_paths), read(mixture_paths)[0] if mixture_paths else None]
+    return Signals(*signals).until(min(signal.shape[-1] for signal in signals if signal is not None))
+
+
 def _read(system, name, dataset):
     """Signals of one mixture, from wherever the system keeps them."""
     paths = system.paths(name, dataset.talkers)
     if system.source == "bin":
         return read_bin(*paths, dataset.talkers)
+    if system.source == "scp":
+        known = _dataset_paths(name, dataset)
+        return _read_listed(paths, known[: dataset.talkers], known[dataset.talkers :], dataset.sample_rate)
     *reference_paths, mixture_path = _dataset_paths(name, dataset)
     return _read_wavs(paths, reference_paths, mixture_path, dataset.sample_rate)
 
@@ -329,7 +381,7 @@ def _read(system, name, dataset):
 def _require_same(name, systems, signals):
     """Raises UserError unless all systems worked on the same mixture."""
     for system, other in zip(systems[1:], signals[1:], strict=True):
-        for kind in ("references", "mixture"):
+        for kind in ("references",) if signals[0].mixture is None else ("references", "mixture"):
             first, second = getattr(signals[0], kind), getattr(other, kind)
             # One of them may have been through 16 bits.
             if first.shape != second.shape or not np.allclose(first, second, rtol=0, atol=1e-4):
@@ -351,10 +403,21 @@ def _require_scorable(metric_names, sample_rate, talkers, num_workers):
         raise UserError(f"--talkers {talkers} --num_workers {num_workers}: should be 1 and 0 at least")
 
 
-def _find_system(label, folder, source):
-    """System of a folder. Raises UserError if it holds no estimates."""
+def _find_system(label, folder, source, dataset, roots):
+    """System of a folder, or of .scp lists. Raises UserError if it holds no estimates."""
     if label == MIXTURE:
         raise UserError(f"--estimates {label}={folder}: {MIXTURE!r} is the row of the input; relabel it")
+    lists = folder.split(",")
+    if all(path.endswith(".scp") for path in lists):
+        for flag, count in (("--estimates", len(lists)), ("--references", len(dataset.references))):
+            if count != dataset.talkers:
+                raise UserError(
+                    f"{flag}: {count} .scp list(s), one for every talker is needed, by commas; mend it, or --talkers"
+                    f" {dataset.talkers}"
+                )
+        return System(label, folder, "scp", tuple(read_scp(path, roots) for path in lists))
+    if dataset.references:
+        raise UserError(f"--estimates {folder}: no .scp list, but --references are; give such lists of both")
     if source not in SOURCES:
         raise UserError(f"--source {source}: should be one of {', '.join(SOURCES)}")
     try:
@@ -371,6 +434,8 @@ def _find_system(label, folder, source):
 
 def _mixture_names(systems, dataset):
     """Names to score: those of the list, or without one those of which any system has a .bin."""
+    if dataset.references:
+        return list(dataset.references[0])
     if dataset.wav_list_folder:
         return read_names(dataset.wav_list_folder, dataset.set_name, dataset.talkers)
     names = set()
@@ -388,11 +453,19 @@ def _require_files(system, name, dataset):
     if system.source == "bin":
         _require_whole_bin(*system.paths(name, dataset.talkers), dataset.talkers)
         return
+    if system.source == "scp":
+        lists = [(f"{system.folder}", table) for table in system.tables]
+        lists += [("--references", table) for table in dataset.references]
+        lists += [("--mixtures", dataset.mixtures)] if dataset.mixtures else []
+        for where, table in lists:
+            if name not in table:
+                raise UserError(f"{where}: {name} is in the references, but not there; give lists of the same keys")
     for path in system.paths(name, dataset.talkers):
         _require_estimate(path)
     for path in _dataset_paths(name, dataset):
         if not os.path.exists(path):
-            raise UserError(f"{path}: no such file; check --data_folder, or that the list belongs to it")
+            flag = "--scp_root" if dataset.references else "--data_folder"
+            raise UserError(f"{path}: no such file; check {flag}, or that the list belongs to it")
 
 
 def _require_whole_bin(path, talkers):
@@ -411,7 +484,10 @@ def _require_estimate(path):
 
 
 def _dataset_paths(name, dataset):
-    """Paths of s1, s2, ... and the mixture."""
+    """Paths of s1, s2, ... and the mixture, if that is known."""
+    if dataset.references:
+        mixture = [dataset.mixtures[name]] if dataset.mixtures else []
+        return [table[name] for table in dataset.references] + mixture
     if not dataset.data_folder:
         raise UserError("--data_folder: missing; wav estimates are scored against the references in it")
     paths = mixture_paths(dataset.data_folder, dataset.set_name, name, dataset.talkers, sample_rate=dataset.sample_rate)
@@ -424,18 +500,25 @@ def _dataset_paths(name, dataset):
 def _score_utterance(systems, dataset, metric_names, name):
     """{label: UtteranceScores} of one mixture, the unprocessed mixture first."""
     signals = [_read(system, name, dataset) for system in systems]
+    if dataset.references:
+        samples = min(each.estimates.shape[1] for each in signals)
+        signals = [each.until(samples) for each in signals]
     _require_same(name, systems, signals)
     references, _, mixture = signals[0]
 
     def score(estimates):
         return metrics.score(estimates, references, dataset.sample_rate, metric_names)
 
-    mixture_scores = score(np.tile(mixture, (dataset.talkers, 1)))
-    utterance = {MIXTURE: UtteranceScores((), metrics.with_improvements(mixture_scores, mixture_scores), {})}
+    utterance = {}
+    if mixture is not None:
+        mixture_scores = score(np.tile(mixture, (dataset.talkers, 1)))
+        utterance[MIXTURE] = UtteranceScores((), metrics.with_improvements(mixture_scores, mixture_scores), {})
     for system, (_, estimates, _) in zip(systems, signals, strict=True):
         order = metrics.best_permutation(estimates, references)
-        scores = metrics.with_improvements(score(estimates[order]), mixture_scores)
-        if dataset.talkers == 1:
+        scores = score(estimates[order])
+        if mixture is not None:
+            scores = metrics.with_improvements(scores, mixture_scores)
+        if mixture is not None and dataset.talkers == 1:
             scores["confusion"] = metrics.confusion(estimates, references, mixture)
         utterance[system.label] = UtteranceScores(
             tuple(int(k) + 1 for k in order),
@@ -467,7 +550,7 @@ def _groups(evaluation):
     for label in evaluation.utterances[0]:
         scored = [utterance[label] for utterance in evaluation.utterances]
         columns[label] = {metric: np.stack([each.scores[metric] for each in scored]) for metric in scored[0].scores}
-    mixture = columns.pop(MIXTURE)
+    mixture = columns.pop(MIXTURE, {})
     talkers = evaluation.dataset.talkers
     labels = score_groups.label_talkers(evaluation.names, talkers, mixture.get("si_sdr"), evaluation.genders)
     groups = {kind: score_groups.group_means(each, columns) for kind, each in labels.items()}
@@ -518,7 +601,12 @@ def _align(rows):
 
 def define_flags():
     """Defines the flags of the script; not at import, so that other scripts may use this module."""
-    flags.DEFINE_multi_string("estimates", [], "Folder of estimates, or label=folder; repeat for more rows.")
+    flags.DEFINE_multi_string(
+        "estimates", [], "Folder of estimates, or EST_1.scp,EST_2.scp; or label=any of these; repeat for more rows."
+    )
+    flags.DEFINE_list("references", [], "REF_1.scp,REF_2.scp, one for every talker, for estimates of .scp lists.")
+    flags.DEFINE_string("mixtures", "", "MIX.scp, for what is gained over the mixture.")
+    flags.DEFINE_list("scp_root", [], ROOT_HELP)
     flags.DEFINE_string("data_folder", "", "References and mixtures, for wav estimates: holds 2speakers/.")
     flags.DEFINE_string("wav_list_folder", "", "Holds mix_2_spk_min_tt_mix; if empty, all .bin files count.")
     flags.DEFINE_string("set", "tt", "Set to score: tr, cv or tt.")
@@ -551,6 +639,9 @@ def main(argv):
         source=options.source,
         num_workers=options.num_workers,
         genders=read_genders(options.genders_file) if options.genders_file else None,
+        references=options.references,
+        mixtures=options.mixtures,
+        roots=options.scp_root,
     )
     print(write_report(evaluation, options.output_folder, oracle), end="")
 

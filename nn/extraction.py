@@ -18,14 +18,14 @@ import tensorflow as tf
 from feat.audio import read_blocks, resample, wav_info
 from feat.files import UserError, brief
 from feat.graph import compiled
-from feat.triplet_dataset import SILENT_PEAK
+from feat.triplet_dataset import SILENT_PEAK, read_first_channel
 from models.spex_plus import BRANCHES, SAMPLE_RATES, SpexPlus
 from models.streaming_tasnet import StreamingExtractor
 from nn import checkpoint
 from nn.presence import read_threshold
 from nn.reference_config import MASKS, NORMS
 from nn.streams import compile_step
-from nn.windows import join
+from nn.windows import Windows, join
 
 LEVELS = ("projection", "peak", "none")
 REJECT = ("no", "file", "window")
@@ -196,12 +196,14 @@ class Extractor:
     Args:
         model: SpexPlus.
         levels_db: {"mixture", "enrolment": dB} of its training, to which signals are brought; None: as they come.
+        parity: enrolments are embedded whole, of their first channels, as the reference implementations do.
     """
 
-    def __init__(self, model, levels_db=None):
+    def __init__(self, model, levels_db=None, parity=False):
         self.model = model
         self.frame = model.windows[1]
         self.levels_db = levels_db or {}
+        self.parity = parity
         waveforms = tf.TensorSpec([None, None], tf.float32)
         vectors = tf.TensorSpec([None, None], tf.float32)
         self._embed = compiled(lambda x: model.embed(x), waveforms)
@@ -227,7 +229,10 @@ class Extractor:
         info = wav_info(path)
         key = path, os.stat(path).st_mtime_ns, sample_rate
         if key not in self._embeddings:
-            samples = resample(np.concatenate(list(read_blocks(path))), info.sample_rate, sample_rate)
+            if self.parity:
+                samples = read_first_channel(path, sample_rate, parity=True)
+            else:
+                samples = resample(np.concatenate(list(read_blocks(path))), info.sample_rate, sample_rate)
             self._embeddings[key] = self.embed_speech(samples, sample_rate, path)
         return self._embeddings[key]
 
@@ -242,7 +247,7 @@ class Extractor:
         if np.max(np.abs(samples)) < SILENT_PEAK:
             raise UserError(f"{name}: silent, so it shows no voice; record the enrolment again")
         samples = self.gain("enrolment", frame_powers(samples, self.frame)) * samples
-        pieces = np.array_split(samples, -int(-seconds // ENROLMENT_PIECE_S))
+        pieces = np.array_split(samples, 1 if self.parity else -int(-seconds // ENROLMENT_PIECE_S))
         return np.mean([self.embed(piece) for piece in pieces], axis=0)
 
     def gain(self, kind, powers):
@@ -281,9 +286,27 @@ class Extractor:
             cosines.append(float(np.dot(theirs, embedding) / max(lengths, 1e-9)) if np.any(signal) else -1.0)
         return sum(cosines) / 2
 
+    def confidence_in_windows(self, mixture, estimate, embedding, sample_rate):
+        """`confidence` as nn/separate.py finds it: the highest of windows, where the recording has several."""
+        hop = self.model.hop
+        frames = -(-len(mixture) // hop)
+        windows = Windows.of_seconds(sample_rate / hop)
+        found = []
+        for start in windows.starts(frames):
+            first = start * hop
+            pieces = [signal[first : first + windows.length * hop] for signal in (mixture, estimate)]
+            found.append((np.dot(pieces[1], pieces[1]), self.confidence(*pieces, embedding)))
+        return highest_confidence(found)
+
     def batch(self, batch):
         """The estimate [samples] of a batch of one, as of the validation set."""
         return self(batch["mixture"][0].numpy(), self.embed(batch["enrolment"][0].numpy()))
+
+
+def highest_confidence(found):
+    """The highest of windows in which there is something, of [(energy of the estimate, confidence)]."""
+    energies, confidences = np.array(found).T
+    return float(confidences[energies >= SILENT_SHARE * energies.max()].max())
 
 
 class RunningLevel:
@@ -360,6 +383,7 @@ class TargetTalker:
         level: one of LEVELS, over the whole recording.
         reject: where the talker seems absent, give silence: "no", "file" if he is nowhere in it, "window" in windows.
         threshold: confidence below which he counts as absent; None: that kept beside the checkpoint.
+        told: constructor arguments of the network that neither a PyTorch checkpoint nor what lies beside it tells.
 
     Attributes:
         confidence: that the talker is in the last recording, -1 to 1; of several windows the highest.
@@ -379,10 +403,10 @@ class TargetTalker:
     LATENCY = "long window"
     causal = False  # of a whole recording one level is better than that of what was heard so far
 
-    def __init__(self, checkpoints, level="projection", reject="no", threshold=None):
+    def __init__(self, checkpoints, level="projection", reject="no", threshold=None, told=None):
         source = checkpoints["spex_plus"]
         settings, config = stored_settings(source)
-        model = SpexPlus(**settings)
+        model = SpexPlus(**settings | (told or {}))
         self.source = source
         checkpoint.load_for_inference(source, "spex_plus", model)
         self.extractor = Extractor(model, config.get("levels_db"))
@@ -449,8 +473,7 @@ class TargetTalker:
             spool.write(estimate.astype(np.float32).data)
             level.add(estimate, samples[done : done + len(estimate)])
             done += len(estimate)
-        energies, confidences = np.array(found).T
-        self.confidence = float(confidences[energies >= SILENT_SHARE * energies.max()].max())
+        self.confidence = highest_confidence(found)
         rejected = self.reject == "file" and self.confidence < self.threshold
         factor = 0.0 if rejected else level.factor
         spool.seek(0)

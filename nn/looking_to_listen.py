@@ -10,6 +10,7 @@ vitrioil/Speech-Separation or of asteroid's recipe, whose sizes are read from it
 recipe's, --reshape for those trained before 13 February 2021).
 """
 
+import dataclasses
 import os
 
 from feat.script import run_script
@@ -24,13 +25,14 @@ from feat import audio_visual_dataset, dataset, postprocess
 from feat.audio import write_pcm16
 from feat.binaural_mix import find_noise
 from feat.files import UserError, make_writable_directory
-from feat.parallel import parallel_map, progress
+from feat.parallel import parallel_stream, progress
 from models import losses
 from models.compressed_spectra import KINDS, SAMPLE_RATE
 from models.looking_to_listen import MASKS, PARITY, RESHAPES, LookingToListen
 from nn import checkpoint, devices, evaluate, learning_rate, metrics, summaries, train
 from nn.audio_visual import CLIP_SECONDS, SYSTEM, AudioVisualSeparator, load_settings
 from nn.deep_casa import checkpoint_to_use
+from nn.journal import Journal
 from nn.optimizers import make_optimizer
 
 FLAGS = flags.FLAGS
@@ -391,25 +393,36 @@ def infer():
     folder = f"exp/{FLAGS.exp_name}/output_{os.path.splitext(os.path.basename(FLAGS.table))[0]}"
     make_writable_directory(folder)
     saved = len(mixtures) if FLAGS.save_audio < 0 else FLAGS.save_audio
-    jobs = []
-    for batch in progress(audio_visual_dataset.evaluate(mixtures), "separate", len(mixtures), unit="mixture"):
-        mixture, references = batch["mixture"][0].numpy(), batch["sources"][0].numpy()
-        voices = separator(mixture, batch["embeddings"][0])
-        if FLAGS.filter:
-            voices = postprocess.filter_audio(voices, SAMPLE_RATE, parity=FLAGS.parity)
-        if FLAGS.shelf:
-            voices = postprocess.shelf(voices, SAMPLE_RATE)
-        if len(jobs) < saved:
-            write_voices(folder, rows[len(jobs)], voices)
-        found = {"by face": voices}
-        if FLAGS.swap_faces:
-            found["faces exchanged"] = separator(mixture, np.roll(batch["embeddings"][0], 1, axis=0))
-        jobs.append((found, references, mixture, tuple(FLAGS.metrics)))
-    scored = parallel_map(score_mixture, jobs, FLAGS.num_workers, "score")
+    journal = Journal(folder, [source])
+    inputs = [mixtures.paths(i) for i in range(len(mixtures))]
+    left = [i for i, row in enumerate(rows) if not journal.done(row.mixed, inputs[i])]
+    bar = progress(left, "separate", len(rows), initial=len(rows) - len(left), unit="mixture")
+
+    def separated():
+        for i, batch in zip(bar, audio_visual_dataset.evaluate(mixtures.some(left)) if left else ()):
+            mixture, references = batch["mixture"][0].numpy(), batch["sources"][0].numpy()
+            voices = separator(mixture, batch["embeddings"][0])
+            if FLAGS.filter:
+                voices = postprocess.filter_audio(voices, SAMPLE_RATE, parity=FLAGS.parity)
+            if FLAGS.shelf:
+                voices = postprocess.shelf(voices, SAMPLE_RATE)
+            if i < saved:
+                write_voices(folder, rows[i], voices)
+            found = {"by face": voices}
+            if FLAGS.swap_faces:
+                found["faces exchanged"] = separator(mixture, np.roll(batch["embeddings"][0], 1, axis=0))
+            yield found, references, mixture, tuple(FLAGS.metrics)
+
+    for i, scores in zip(left, parallel_stream(score_mixture, separated(), FLAGS.num_workers, "score")):
+        journal.add(rows[i].mixed, inputs[i], {label: dataclasses.asdict(each) for label, each in scores.items()})
+    scored = [
+        {label: evaluate.UtteranceScores(**found) for label, found in journal.found(row.mixed).items()} for row in rows
+    ]
     about = evaluate.Dataset(FLAGS.data_folder, "", FLAGS.table, model.faces, SAMPLE_RATE)
     evaluation = evaluate.Evaluation(about, [], [row.name for row in rows], scored, fixed_order=True)
     print(evaluate.write_report(evaluation, os.path.join(folder, "scores")), end="")
     print(f"{folder}: scores of {len(rows)} mixtures, voices of {min(saved, len(rows))}")
+    journal.finish()
 
 
 def score_mixture(job):

@@ -148,8 +148,7 @@ def _authors(path, values):
     values.number("chunk_size", "segment_seconds", 1 / rate)
     values.number("chunk_len", "segment_seconds")
     values.windows(rate, {"nnet_conf.L": 1})
-    values.require("nnet_conf.P", 3, "convolutions have three taps")
-    sizes = dict(N="n_filters", X="n_blocks", R="n_repeats", B="n_bottle", H="n_units")
+    sizes = dict(P="n_taps", N="n_filters", X="n_blocks", R="n_repeats", B="n_bottle", H="n_units")
     for key, flag in sizes.items():
         values.number(f"nnet_conf.{key}", flag)
     values.choice("nnet_conf.norm", "norm", NORMS)

@@ -42,7 +42,7 @@ from nn import checkpoint
 from nn.diffusion import SOLVER_NAMES
 from nn.extraction import LEVELS, REJECT
 from nn.systems import SYSTEMS, Stopwatch, enrol, find_checkpoints, make_system
-from nn.windows import Windows
+from nn.windows import OVERLAP_S, WINDOW_S, Windows
 
 FLAGS = flags.FLAGS
 
@@ -72,7 +72,7 @@ class Separator:
         UserError: a checkpoint is missing or of another kind.
     """
 
-    def __init__(self, checkpoints, window_seconds=10.0, overlap_seconds=2.5, grouping="auto", **options):
+    def __init__(self, checkpoints, window_seconds=WINDOW_S, overlap_seconds=OVERLAP_S, grouping="auto", **options):
         if not 0 < 2 * overlap_seconds <= window_seconds:
             raise UserError(
                 f"--overlap_seconds {overlap_seconds}: must lie above 0 and be at most half of --window_seconds"
@@ -84,9 +84,7 @@ class Separator:
         self.sample_rate = self.system.sample_rate
         self.talkers = self.system.talkers
         self.channels = self.system.CHANNELS
-        frames_per_second = self.sample_rate / self.system.hop_size
-        window = round(window_seconds * frames_per_second)
-        step = window - round(overlap_seconds * frames_per_second)
+        self.windows = Windows.of_seconds(self.sample_rate / self.system.hop_size, window_seconds, overlap_seconds)
         self.stream = None
         if grouping == "online" and self.system.ENROLMENT:
             raise UserError(
@@ -95,8 +93,7 @@ class Separator:
         if grouping == "online" or grouping == "auto" and self.system.causal:
             self.stream = Stopwatch(self.system)
             self.stream.warm_up()
-            step = window
-        self.windows = Windows(window, step)
+            self.windows = Windows(self.windows.length, self.windows.length)
 
     @property
     def confidence(self):
@@ -459,8 +456,10 @@ if __name__ == "__main__":
     flags.DEFINE_string("output_dir", "separated", "folder of the separated files")
     flags.DEFINE_enum("channels", "mean", ["mean", "each"], "separate the mean of a recording's channels, or each")
     flags.DEFINE_enum("subtype", "PCM_16", ["PCM_16", "PCM_24", "PCM_32", "FLOAT"], "sample format of the outputs")
-    flags.DEFINE_float("window_seconds", 10.0, "what the networks see at once; memory grows with it", lower_bound=0.1)
-    flags.DEFINE_float("overlap_seconds", 2.5, "of neighbouring windows, cross-faded", lower_bound=0.01)
+    flags.DEFINE_float(
+        "window_seconds", WINDOW_S, "what the networks see at once; memory grows with it", lower_bound=0.1
+    )
+    flags.DEFINE_float("overlap_seconds", OVERLAP_S, "of neighbouring windows, cross-faded", lower_bound=0.01)
     flags.DEFINE_enum(
         "grouping", "auto", ["auto", "online", "kmeans"], "frame by frame (causal checkpoints), or over the whole file"
     )

@@ -16,10 +16,8 @@ from absl import flags
 from keras import ops
 
 from feat import dataset
-from feat.feat_gen import read_mixture
 from feat.files import UserError
 from feat.graph import compiled
-from feat.parallel import progress
 from feat.stft import istft
 from models import grouping, losses
 from models.dense_unet import leading_frames, output_size
@@ -181,14 +179,14 @@ def infer():
     objective = make_objective(model)
     decode = Decoder(objective, FLAGS.seed)
     utterances = deep_casa.utterances_of_flags("tt", with_estimates=not FLAGS.on_the_fly)
-    output = deep_casa.OutputFolder(f"exp/{FLAGS.exp_name}/output_tt/files", utterances.settings)
-    for name, batch in zip(progress(utterances.names, "separate", unit="mixture"), dataset.evaluate(utterances)):
-        signals = read_mixture(utterances.settings, "tt", name)
+
+    def separate(batch, samples):
         decoded = decode(batch)
-        outputs = to_signals(decoded["estimates"], signals.shape[1], FLAGS.fft_size, FLAGS.hop_size, FLAGS.parity)
-        arrays = {key: decoded[key] for key in ("assign", "oracle", "weight")}
-        output.write(name, signals, outputs, **arrays)
-    output.finish(len(utterances))
+        outputs = to_signals(decoded["estimates"], samples, FLAGS.fft_size, FLAGS.hop_size, FLAGS.parity)
+        return outputs, {key: decoded[key] for key in ("assign", "oracle", "weight")}
+
+    sources = [prefix, *filter(None, [FLAGS.simul_model])]
+    deep_casa.separate_utterances(utterances, f"exp/{FLAGS.exp_name}/output_tt/files", sources, separate)
 
 
 def main(_):

@@ -19,7 +19,7 @@ from absl import flags
 from keras import ops
 
 from feat import cache, dataset
-from feat.feat_gen import read_mixture, settings_from_flags
+from feat.feat_gen import settings_from_flags
 from feat.files import make_writable_directory, require_free_bytes, write_text
 from feat.graph import compiled
 from feat.lists import SETS
@@ -145,15 +145,15 @@ def load_model():
 
 def infer():
     """--is_deploy 1: separates the tt list."""
-    _, objective = load_model()
-    utterances = deep_casa.utterances_of_flags("tt")
+    prefix, objective = load_model()
     folder = "oracle_order" if FLAGS.pit == "frame" else "files"
-    output = deep_casa.OutputFolder(f"exp/{FLAGS.exp_name}/output_tt/{folder}", utterances.settings)
     decode = OracleDecoder(objective)
-    for name, batch in zip(progress(utterances.names, "separate", unit="mixture"), dataset.evaluate(utterances)):
-        signals = read_mixture(utterances.settings, "tt", name)
-        output.write(name, signals, deep_casa.fit_length(decode(batch)["signals"], signals.shape[1]))
-    output.finish(len(utterances))
+    deep_casa.separate_utterances(
+        deep_casa.utterances_of_flags("tt"),
+        f"exp/{FLAGS.exp_name}/output_tt/{folder}",
+        [prefix],
+        lambda batch, samples: (deep_casa.fit_length(decode(batch)["signals"], samples), {}),
+    )
 
 
 def export():

@@ -23,19 +23,22 @@ from absl import flags
 from keras import ops
 
 from feat import dataset, triplet_dataset
-from feat.audio import read_resampled, wav_info
+from feat.audio import wav_info
 from feat.files import UserError, brief, make_writable_directory, write_text
 from feat.librispeech_mix import find_speakers
 from feat.lists import names_path, read_names
 from feat.parallel import progress
+from feat.scp import ROOT_HELP
 from feat.talkers import find_genders, read_genders
+from feat.triplet_dataset import read_first_channel
 from feat.triplets import read_durations, read_speakers, read_triplets, require_labels, speakers_of
 from models import losses
 from models.conv_tasnet import NORMS, zero_behind
 from models.spex_plus import BRANCHES, MASKS, SAMPLE_RATES, VARIANTS, SpexPlus, shortest_enrolment
 from nn import checkpoint, devices, evaluate, metrics, presence, summaries, train
 from nn.deep_casa import OutputFolder, checkpoint_to_use
-from nn.extraction import LEAST_ENROLMENT_S, LEVELS, Extractor, TrainingLevels, stored_settings
+from nn.extraction import LEAST_ENROLMENT_S, LEVELS, Extractor, TrainingLevels, match_level, stored_settings
+from nn.journal import Journal
 from nn.optimizers import make_optimizer
 from nn.reference_config import read_reference_config
 from nn.separate import Separator, separate_file
@@ -59,6 +62,7 @@ SIZE_FLAGS = dict(
     units="n_units",
     embedding_dim="embedding_dim",
     speaker_units="n_speaker_units",
+    taps="n_taps",
     dilations="n_blocks",
     repeats="n_repeats",
     norm="norm",
@@ -87,7 +91,7 @@ class TargetExtraction:
         self.whole = whole
 
     def __call__(self, batch, training=False):
-        """(loss [batch], metrics), all of them [batch].
+        """(loss [batch], its parts, and unless in training the metrics), all of them [batch].
 
         Args:
             batch: what SpexPlus takes, "target" [batch, samples] and "speaker" [batch] int, -1 for one who is not
@@ -102,15 +106,12 @@ class TargetExtraction:
             target = zero_behind(target, batch["samples"])
         extraction = losses.extraction_loss(estimates, target, self.ratio, self.middle, self.long)
         classification = losses.cross_entropy(outputs["logits"], batch["speaker"])
-        right = ops.equal(
-            ops.cast(ops.argmax(outputs["logits"], axis=-1), "int32"), ops.cast(batch["speaker"], "int32")
-        )
-        return extraction + self.classification * classification, {
-            "si_sdr": self.ratio(estimates[0], target),
-            "extraction_loss": extraction,
-            "cross_entropy": classification,
-            "speakers_right": ops.cast(right, "float32"),
-        }
+        found = {"extraction_loss": extraction, "cross_entropy": classification}
+        if not training:
+            named = ops.cast(ops.argmax(outputs["logits"], axis=-1), "int32")
+            right = ops.equal(named, ops.cast(batch["speaker"], "int32"))
+            found |= {"si_sdr": self.ratio(estimates[0], target), "speakers_right": ops.cast(right, "float32")}
+        return extraction + self.classification * classification, found
 
 
 # From flags ---------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def define_flags():
     flags.DEFINE_list("data_folder", ["triplets"], "holds the sets tr/, cv/ and tt/, see feat/triplets.py; or several")
     flags.DEFINE_integer("sample_rate", None, "Hz; files of other rates are resampled; default of the variant")
     flags.DEFINE_string("speakers_file", "", "talkers in the order of their classes, one a line; default: those of tr")
-    flags.DEFINE_string("scp_root", "", "what the paths in mix.scp, ref.scp and aux.scp are relative to")
+    flags.DEFINE_list("scp_root", [], ROOT_HELP)
     flags.DEFINE_string(
         "durations_file", "", "utterances and their seconds, for .scp lists of mixtures as long as the longer"
     )
@@ -151,6 +152,7 @@ def define_flags():
     flags.DEFINE_integer("n_filters", 256, "of each encoder", lower_bound=1)
     flags.DEFINE_integer("n_bottle", 256, "channels between dilated blocks", lower_bound=1)
     flags.DEFINE_integer("n_units", 512, "channels of a dilated block", lower_bound=1)
+    flags.DEFINE_integer("n_taps", 3, "of the dilated convolutions", lower_bound=1)
     flags.DEFINE_integer("n_blocks", 8, "dilated blocks in a series", lower_bound=1)
     flags.DEFINE_integer("n_repeats", 4, "series of dilated blocks", lower_bound=1)
     flags.DEFINE_integer("embedding_dim", 256, "size of a speaker's embedding", lower_bound=1)
@@ -194,6 +196,8 @@ def apply_variant():
         configured, left = read_reference_config(FLAGS.config)
         if left:
             print(f"{FLAGS.config}: not taken over: {', '.join(left)}")
+        if FLAGS.parity and configured.get("mask") == "softmax":
+            configured["mask"] = "batch_softmax"  # as the reference has it
     if not FLAGS["variant"].present:
         FLAGS.variant = configured.get("variant", FLAGS.variant)
     for name, value in (PRESETS[FLAGS.variant] | {"sample_rate": SAMPLE_RATES[FLAGS.variant]} | configured).items():
@@ -268,7 +272,7 @@ def set_folders(set_name):
 
 def read_set(set_name, speakers=None):
     """[Triplet] of a set below --data_folder, of one folder after the other; labels count through all of them."""
-    lists = {"root": FLAGS.scp_root}
+    lists = {"roots": FLAGS.scp_root}
     if FLAGS.durations_file:
         lists["durations"] = read_durations(FLAGS.durations_file)
     folders = set_folders(set_name)
@@ -451,7 +455,8 @@ def load_extractor(source):
     """Extractor of a checkpoint, with its moving average of the weights if it has one; flags must agree with it."""
     model = SpexPlus(**model_settings(source))
     checkpoint.load_for_inference(source, "spex_plus", model)
-    return Extractor(model, None if FLAGS.parity else stored_settings(source)[1].get("levels_db"))
+    levels_db = None if FLAGS.parity else stored_settings(source)[1].get("levels_db")
+    return Extractor(model, levels_db, FLAGS.parity)
 
 
 def infer():
@@ -472,17 +477,33 @@ def infer():
     found.require(1, math.ceil(LEAST_ENROLMENT_S * rate))
     lists = write_names(f"{folder}/lists", triplets)
     output = OutputFolder(f"{folder}/files", found)
-    scored = [metric for metric in FLAGS.metrics if metric != "pesq" or rate in metrics.PESQ_MODES]
-    present, absent, ratios = [], [], []
-    for i, triplet in enumerate(progress(triplets, "extract", unit="mixture")):
-        mixture, target = (read_resampled(path, rate)[: found.samples[i]] for path in (triplet.mixture, triplet.target))
+    journal = Journal(folder, [source])
+
+    def inputs(i):
+        others = drawn[i].enrolments if drawn else ()
+        return [triplets[i].mixture, triplets[i].target, *triplets[i].enrolments, *others]
+
+    left = [
+        i
+        for i, triplet in enumerate(triplets)
+        if not (output.has(triplet.name) and journal.done(triplet.name, inputs(i)))
+    ]
+    for i in progress(left, "extract", len(triplets), initial=len(triplets) - len(left), unit="mixture"):
+        triplet = triplets[i]
+        mixture, target = (
+            read_first_channel(path, rate, FLAGS.parity)[: found.samples[i]]
+            for path in (triplet.mixture, triplet.target)
+        )
         estimate, confidence = extract(extractor, mixture, triplet)
-        output.write(triplet.name, np.stack([target, mixture]), estimate[None])
-        present.append(confidence)
-        ratios.append(float(RATIOS[FLAGS.ratio](estimate, target)))
+        said = {"confidence": confidence, "ratio": float(RATIOS[FLAGS.ratio](estimate, target))}
         if drawn:
-            absent.append(extract(extractor, mixture, drawn[i])[1])
-    output.finish(len(triplets))
+            said["absent"] = extract(extractor, mixture, drawn[i])[1]
+        said["quieter"] = output.write(triplet.name, np.stack([target, mixture]), estimate[None])
+        journal.add(triplet.name, inputs(i), said)
+    results = [journal.found(triplet.name) for triplet in triplets]
+    output.finish([said["quieter"] for said in results])
+    present, absent = [said["confidence"] for said in results], [said["absent"] for said in results if drawn]
+    scored = [metric for metric in FLAGS.metrics if metric != "pesq" or rate in metrics.PESQ_MODES]
     evaluation = evaluate.evaluate(
         {"extracted": f"{folder}/files"}, wav_list_folder=lists, set_name=FLAGS.set, talkers=1, sample_rate=rate,
         metric_names=scored, source="bin", num_workers=FLAGS.num_workers, genders=genders,
@@ -491,7 +512,7 @@ def infer():
     means = evaluate.summarize(evaluation)["systems"][-1]["means"]
     # The seed's number keeps means, which the table removes, as the authors do.
     if FLAGS.ratio == "si_sdr" and "si_sdr" in means:
-        means["si_sdr"] = float(np.mean(ratios))
+        means["si_sdr"] = float(np.mean([said["ratio"] for said in results]))
     for name in ("si_sdr", "pesq"):
         if means.get(name) is not None:
             print(f"mean {evaluate.HEADINGS[name]}:\t {means[name]}")
@@ -499,6 +520,7 @@ def infer():
     if drawn:
         lines = presence.measure_threshold(source, set_folder, f"{folder}/scores", present, absent)
         print("\n".join(lines))
+    journal.finish()
 
 
 def write_names(folder, triplets):
@@ -519,8 +541,9 @@ def write_names(folder, triplets):
 def extract(extractor, mixture, triplet):
     """(estimate [samples] of the talker of a triplet's enrolments in a mixture [samples], confidence)."""
     embedding = extractor.embed_files(triplet.enrolments, FLAGS.sample_rate)
-    estimate = extractor(mixture, embedding, FLAGS.level)
-    return estimate, extractor.confidence(mixture, estimate, embedding)
+    estimate = extractor.estimate(mixture, embedding)
+    confidence = extractor.confidence_in_windows(mixture, estimate, embedding, FLAGS.sample_rate)
+    return match_level(estimate, mixture, FLAGS.level), confidence
 
 
 def genders_of_set(folder):
@@ -538,8 +561,9 @@ def extract_recording(source):
     """Extracts one talker from one recording, as nn/separate.py does."""
     if not (FLAGS.mixture and FLAGS.enrolment and FLAGS.output):
         raise UserError("--mixture, --enrolment and --output belong together; one is missing")
-    model_settings(source)  # flags that disagree
-    separator = Separator([source], level=FLAGS.level, grouping="kmeans")
+    settings = model_settings(source)  # refuses flags that disagree
+    told = {name: settings[name] for name in ("causal", "mask")}
+    separator = Separator([source], level=FLAGS.level, grouping="kmeans", told=told)
     voice = separator.enrol(FLAGS.enrolment)
     make_writable_directory(os.path.dirname(os.path.abspath(FLAGS.output)))
     done = separate_file(separator, FLAGS.mixture, {(None, 0): FLAGS.output}, voice=voice)

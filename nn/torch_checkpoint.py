@@ -24,6 +24,8 @@ from models.spex_plus import BRANCHES, VARIANTS
 from nn import diffsep_checkpoint
 
 WEIGHTS = ("state_dict", "model_state_dict")  # under which files keep them
+OPTIMIZERS = {"seed": "optimizer", "authors": "optim_state_dict"}  # and the state of the optimiser
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # what optimisers do not know
 # Of a folder of SpeechBrain.
 PARTS = tuple(part + side for part in ("encoder", "masknet", "decoder") for side in "LR")
 SYSTEMS = {
@@ -101,12 +103,16 @@ class ArrayReader:
     Args:
         prefix: name of the file, for messages.
         arrays: {name: array}, in PyTorch's layout.
+
+    Attributes:
+        training: of `training_of`, {} if the file does not tell.
     """
 
     is_reference = True
 
     def __init__(self, prefix, arrays):
         self.prefix = prefix
+        self.training = {}
         self.arrays = {
             name.removeprefix("module."): np.asarray(array)
             for name, array in arrays.items()
@@ -195,6 +201,8 @@ def read(path):
         if diffsep_checkpoint.system_of(arrays):
             return DiffsepReader(path, arrays)
         reader = ArrayReader(path, arrays)
+        if reader.variant in OPTIMIZERS:
+            reader.training = training_of(stored, OPTIMIZERS[reader.variant])
     else:
         files = part_files(folder)
         arrays = {f"{part}.{name}": x for part, file in files.items() for name, x in _arrays(_load(file)).items()}
@@ -206,6 +214,56 @@ def read(path):
             " BinauralWSJ0Mix by SpeechBrain; give one of these"
         )
     return reader
+
+
+def training_of(stored, optimizer):
+    """How far the training was that a file was saved in.
+
+    Args:
+        stored: what the file held.
+        optimizer: under which the state of torch.optim.Adam is.
+
+    Returns:
+        {"epochs": done, "rate": the learning rate, "steps": done, "slots": {name of a weight: (mean, mean square) of
+        its gradients, as Adam has them}}, {} if the file does not tell.
+    """
+    try:
+        state, groups = stored[optimizer]["state"], stored[optimizer]["param_groups"]
+        numbers = [number for group in groups for number in group["params"]]
+        names, seen = [], set()
+        for name, value in _weights_of(stored).items():
+            # One that stands under two names is known to the optimiser once.
+            where = value.data_ptr(), tuple(value.shape)
+            if not name.endswith(BUFFERS) and where not in seen:
+                seen.add(where)
+                names.append(name.removeprefix("module."))
+        slots = {
+            name: tuple(state[number][key].numpy() for key in ("exp_avg", "exp_avg_sq"))
+            for name, number in zip(names, numbers, strict=True)
+            if number in state
+        }
+        steps = max((int(each["step"]) for each in state.values()), default=0)
+        return {"epochs": int(stored["epoch"]), "rate": float(groups[0]["lr"]), "steps": steps, "slots": slots}
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return {}
+
+
+def restore_slots(reader, model, optimizer):
+    """Assigns the state of PyTorch's Adam to ours; says whether the file and the optimiser have it."""
+    slots = reader.training.get("slots")
+    if not slots or not hasattr(optimizer, "_velocities"):
+        return False
+    names = reader.reference_names(model)
+    pairs = [slots.get(names[weight.path.split("/", 1)[1]]) for weight in model.trainable_variables]
+    weights = list(zip(model.trainable_variables, pairs))
+    if any(pair is not None and np.size(pair[0]) != np.prod(weight.shape) for weight, pair in weights):
+        return False
+    for k, variables in enumerate((optimizer._momentums, optimizer._velocities)):
+        for variable, pair in zip(variables, pairs):
+            array = np.zeros(variable.shape) if pair is None else pair[k].T
+            variable.assign(np.reshape(array, variable.shape))
+    optimizer.iterations.assign(reader.training["steps"])
+    return True
 
 
 def tensors(path):
@@ -236,13 +294,18 @@ def _load(path):
 
 def _arrays(stored):
     """{name: array} of what a file held."""
+    return {name: value.detach().numpy() for name, value in _weights_of(stored).items()}
+
+
+def _weights_of(stored):
+    """{name: tensor} of what a file held."""
     weights = stored
     for key in WEIGHTS:
         if isinstance(stored, dict) and key in stored:
             weights = stored[key]
     if not isinstance(weights, dict):
         return {}
-    return {name: value.detach().numpy() for name, value in weights.items() if hasattr(value, "detach")}
+    return {name: value for name, value in weights.items() if hasattr(value, "detach")}
 
 
 def _stub():

@@ -66,6 +66,8 @@ class Task:
         evaluate: () -> {name: mean} of validation besides, with the averaged weights in place; for what takes so long
             that it is not done for all of the validation set. The score may be among these.
         validate_epochs: epochs between validations.
+        resume_goes_on: --resume_model goes on at the step and in the schedule of the checkpoint; otherwise it starts at
+            step 1 with its weights and optimiser, as the original of Deep CASA does.
     """
 
     system: str
@@ -92,6 +94,7 @@ class Task:
     largest_loss: float | None = None
     evaluate: Callable = dict
     validate_epochs: int = 1
+    resume_goes_on: bool = True
 
 
 class DrawnData:
@@ -317,7 +320,7 @@ def train(task, options):
         least_loss=task.least_loss,
         largest_loss=task.largest_loss,
     )
-    state = _resume(task, options, step, state)
+    state, begun_here = _resume(task, options, step, state)
     _require_same_step(options, state)
     print(_batch_line(task, options))
     if options.dry_run:
@@ -325,7 +328,7 @@ def train(task, options):
         return state
     if chief:
         started_from = options.resume_model
-        if state.step > 1:
+        if begun_here:
             started_from = (checkpoint.read_config(_prefix(options, state.step)) or {}).get("started_from", "")
         more = task.config | task.notes | {"started_from": started_from}
         checkpoint.write_config(options.folder, task.system, task.model, **more)
@@ -336,7 +339,7 @@ def train(task, options):
     if state.step > task.epochs.total and state.validated_step == state.step:
         print(f"{options.folder}: trained to the end, {task.epochs.total} steps; raise --epoch to go on")
         return state
-    if state.step > 1:
+    if begun_here and state.step > 1:
         print(f"{options.folder}: going on at step {state.step} of {task.epochs.total}")
     with Run(task, options, step, state, chief) as run:
         learning_rate.run_epochs(
@@ -352,8 +355,9 @@ def train(task, options):
             every=task.validate_epochs,
             after_step=run.stop_if_asked,
         )
+    early = "" if state.step > task.epochs.total else ", where it stopped improving"
     print(
-        f"{options.folder}: {task.epochs.total} steps, best validation {task.score} {state.best_score:.3f}"
+        f"{options.folder}: {state.step - 1} steps{early}, best validation {task.score} {state.best_score:.3f}"
         f" at step {state.best_step}"
     )
     return state
@@ -372,19 +376,17 @@ def _batch_line(task, options):
 
 
 def _resume(task, options, step, state):
-    """Restores what the folder holds, or else what --resume_model names; gives the LoopState to go on with."""
+    """Restores what the folder holds, or else what --resume_model or --load names.
+
+    Returns:
+        the LoopState to go on with, and whether it is the folder's own.
+    """
     reader = checkpoint.latest_whole(options.folder)
     if reader is None:
         if options.resume_model and options.load:
             raise UserError("--resume_model and --load: give one of them, the checkpoint to start from")
-        if options.resume_model or options.load:
-            reader = checkpoint.open_reader(options.resume_model or options.load)
-            may_differ = ("classifier",) if options.load else ()
-            checkpoint.restore_weights(reader, task.system, task.model, may_differ=may_differ)
-            kept = not options.load and checkpoint.restore_optimizer(reader, task.model, task.optimizer)
-            step.restart_averages()
-            print(f"{reader.prefix}: weights {'and optimiser ' if kept else ''}restored; starting at step 1")
-        return state
+        source = options.resume_model or options.load
+        return _start_from(checkpoint.open_reader(source), task, options, step, state) if source else state, False
     config = checkpoint.read_config(reader.prefix) or {}
     # The same command again goes on, also one that started from another checkpoint.
     given = options.resume_model
@@ -421,6 +423,30 @@ def _resume(task, options, step, state):
     best = _prefix(options, state.best_step)
     if os.path.exists(best + checkpoint.INDEX) and devices.is_chief(options.strategy):
         checkpoint.mark_best(best)
+    return state, True
+
+
+def _start_from(reader, task, options, step, state):
+    """Restores a checkpoint of elsewhere; gives the LoopState to start with."""
+    may_differ = ("classifier",) if options.load else ()
+    checkpoint.restore_weights(reader, task.system, task.model, may_differ=may_differ)
+    if options.load:
+        step.restart_averages()
+        print(f"{reader.prefix}: weights restored; starting at step 1")
+        return state
+    kept = checkpoint.restore_optimizer(reader, task.model, task.optimizer)
+    restored = "weights and optimiser" if kept else "weights"
+    stored = checkpoint.training_state(reader, task.epochs.steps) if task.resume_goes_on else None
+    if not (stored and checkpoint.restore_step(reader, step.state)):
+        step.restart_averages()
+    if stored:
+        # What is best is measured anew: the validation set may be another.
+        state = dataclasses.replace(state, **stored)
+        print(f"{reader.prefix}: {restored} restored; going on at step {state.step} of {task.epochs.total}")
+        if state.step > task.epochs.total:
+            print(f"{reader.prefix}: trained to the end; raise --epoch to go on, or start afresh with --load")
+    else:
+        print(f"{reader.prefix}: {restored} restored; starting at step 1")
     return state
 
 

@@ -6,6 +6,8 @@ import numpy as np
 
 from nn import clustering
 
+WINDOW_S, OVERLAP_S = 10.0, 2.5  # unless somebody says otherwise
+
 
 class Windows(NamedTuple):
     """Overlapping windows, in frames.
@@ -17,6 +19,12 @@ class Windows(NamedTuple):
 
     length: int
     step: int
+
+    @classmethod
+    def of_seconds(cls, frames_per_second, window=WINDOW_S, overlap=OVERLAP_S):
+        """Windows of so many seconds that overlap for so many."""
+        length = round(window * frames_per_second)
+        return cls(length, length - round(overlap * frames_per_second))
 
     def starts(self, frames):
         """First frames of the windows of a recording; the last one ends with it. One window for a short one."""

@@ -171,6 +171,14 @@ def refuse(*arguments, runner=run_here, **named):
     return errors[0]
 
 
+def refuse_once(folder, stumble, *arguments, **named):
+    """Runs a script that cannot write the file `stumble`, and frees the way again."""
+    stumble.unlink(missing_ok=True)
+    stumble.mkdir(parents=True)
+    assert stumble.name in refuse(folder, *arguments, **named)
+    stumble.rmdir()
+
+
 def listed(batches):
     """[{key: array}] of a tf.data.Dataset of batches."""
     return [{key: value.numpy() for key, value in batch.items()} for batch in batches]

@@ -343,6 +343,18 @@ def test_scores_of_a_set(folder):
     assert soundfile.info(output / "audio_results/itemm1_source2hat.wav").channels == 2
 
 
+def test_scoring_goes_on_where_it_ended(folder):
+    flags = FLAGS | dict(is_deploy=1, time_stamp="whole")
+    output = folder / "exp/binaural_tasnet/output_tt"
+    whole = speech.succeed(folder, "nn/binaural_tasnet.py", **flags)
+    rows = (output / "test_results.csv").read_text()
+    stumble = output / "audio_results/itemm1_mix.wav"
+    speech.refuse_once(folder, stumble, "nn/binaural_tasnet.py", **flags)
+    printed = speech.succeed(folder, "nn/binaural_tasnet.py", **flags)
+    assert "going on, 1 mixtures are done" in printed and printed.endswith(whole)
+    assert (output / "test_results.csv").read_text() == rows
+
+
 def test_one_recording_of_another_rate(folder):
     source = prefix(folder, "whole", LAST)
     options = dict(is_deploy=1, resume_model=source, output_folder="out", corpus_flags=False)

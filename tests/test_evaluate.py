@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 
 from feat.audio import write_pcm16
 from feat.files import UserError
@@ -104,6 +105,52 @@ def test_script_prints_table_and_definitions(script_run):
         assert f"\n  {column}: " in run.stdout
     words = " ".join(run.stdout.split())
     assert all(metrics.DEFINITIONS[m] in words for m in ("si_sdr", "sdri", "pesq", "frame_accuracy"))
+
+
+def test_scp_lists_score_as_folders_do(corpus, tmp_path):
+    """As the authors of SpEx+ score: lists made on another machine, estimates a few samples short."""
+
+    def write(kind, paths):
+        (tmp_path / f"{kind}.scp").write_text("".join(f"{name} {path}\n" for name, path in zip(NAMES, paths)))
+        return tmp_path / f"{kind}.scp"
+
+    lists = {}
+    for source in ("s1", "s2", "mix"):
+        paths = [mixture_paths(str(corpus / "data"), "tt", name)[source] for name in NAMES]
+        lists[source] = write(source, [path.replace(str(corpus), "/export/corpus") for path in paths])
+    short = []
+    for talker in (1, 2):
+        for name in NAMES:
+            samples, _ = soundfile.read(corpus / "wavs" / f"{name}_s{talker}.wav", dtype="float32")
+            write_pcm16(str(tmp_path / f"{name}_{talker}.wav"), samples[:-9], RATE)
+        short.append(write(f"est{talker}", [f"{name}_{talker}.wav" for name in NAMES]))
+    flags = [
+        f"--estimates=short={short[0]},{short[1]}",
+        f"--references={lists['s1']},{lists['s2']}",
+        f"--scp_root={tmp_path},/export/corpus/={corpus}",
+        "--metrics=si_sdr",
+        "--num_workers=1",
+        f"--output_folder={tmp_path}",
+    ]
+    run = run_script(*flags, f"--mixtures={lists['mix']}")
+    assert run.returncode == 0, run.stderr
+    ours = read_table((tmp_path / "scores.csv").read_text())
+    theirs = evaluate.evaluate_folder(
+        str(corpus / "wavs"), "short", data_folder=str(corpus / "data"), wav_list_folder=str(corpus / "lists"),
+        metric_names=["si_sdr"], num_workers=1,
+    )  # fmt: skip
+    theirs = read_table(evaluate.format_csv(theirs))
+    assert [[row[key] for key in ("utterance", "system", "talker", "output")] for row in ours] == [
+        [row[key] for key in ("utterance", "system", "talker", "output")] for row in theirs
+    ]
+    for key in ("si_sdr", "si_sdri"):
+        values = [[float(row[key] or 0) for row in rows] for rows in (ours, theirs)]
+        assert values[0] == pytest.approx(values[1], abs=0.1)
+    run = run_script(*flags)
+    assert run.returncode == 0 and "SI-SDRi" not in run.stdout and "mixture  " not in run.stdout, run.stderr
+    (tmp_path / "est2.scp").write_text("other other.wav\n")
+    assert f"{NAMES[0]} is in the references, but not there" in run_script(*flags).stderr
+    assert "--references: 1 .scp list(s), one for every" in run_script(*flags, f"--references={lists['s1']}").stderr
 
 
 def test_script_shows_progress(script_run):

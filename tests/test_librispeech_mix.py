@@ -272,6 +272,13 @@ def test_layouts_are_read_alike(made, tmp_path):
             np.testing.assert_array_equal(short[kind], whole[kind][:, :6000])
         np.testing.assert_array_equal(short["enrolment"], whole["enrolment"])
 
+    # Lists of another machine, one of whose paths is relative.
+    for name, lines in lists.items():
+        moved = "".join(lines).replace(str(made), "/export/wsj0").replace(f"{tmp_path}/", "")
+        (tmp_path / f"{name}.scp").write_text(moved)
+    found = triplets.read_triplets(tmp_path, speakers, roots=[f"/export/wsj0/={made}", str(tmp_path)])
+    assert_same_batches(listed(triplet_dataset.evaluate(triplet_dataset.triplet_set(found, RATE))), plain)
+
 
 def test_labels_of_another_set(made):
     train = triplets.speakers_of(triplets.read_triplets(made / "tr"))
@@ -297,6 +304,12 @@ def test_files_that_do_not_belong_together(made, tmp_path):
         write_pcm16(tmp_path / "other" / folder / f"{name}.wav", np.ones(9), RATE)
     with pytest.raises(UserError, match="not of the same talkers"):
         triplets.read_triplets(tmp_path / "other")
+    for folder in ("mix", "targets", "refs"):
+        for name in ("1_2_x", "1_2_y"):
+            write_pcm16(tmp_path / "lost" / folder / f"{name}.wav", np.ones(9), RATE)
+    (tmp_path / "lost/targets/1_2_x.wav").unlink()
+    with pytest.raises(UserError, match="mix/ 2, targets/ 1, refs/ 2; targets/ has none for 1_2_x"):
+        triplets.read_triplets(tmp_path / "lost")
     for name, key in (("mix", "a_1_b_-1_c"), ("ref", "a_1_b_-1_c"), ("aux", "a_1_b_-1_d")):
         (tmp_path / f"{name}.scp").write_text(f"{key} x.wav\n")
     with pytest.raises(UserError, match="aux.scp, entry 1: other keys"):

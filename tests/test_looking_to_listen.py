@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from audio_visual_corpus import RATE, SIZE, write_corpus
-from speech import assert_same_batches, listed, refuse, succeed, voice
+from speech import assert_same_batches, listed, refuse, refuse_once, succeed, voice
 
 from feat import audio_visual_dataset as data
 from feat.audio import read_mono
@@ -196,6 +196,20 @@ def test_training_scores_and_separates(trained):
     assert "by face" in said
     voices = list((trained / "exp/looking_to_listen/output_val").glob("*/*.wav"))
     assert len(voices) == 2 and all(len(read_mono(str(path), RATE)) == RATE // 2 for path in voices)
+
+
+def test_scoring_goes_on_where_it_ended(trained):
+    flags = dict(corpus_flags=False, data_folder="av", is_deploy=1, num_workers=1)
+    output = trained / "exp/looking_to_listen/output_val"
+    whole = succeed(trained, SCRIPT, **flags)
+    scores = (output / "scores/scores.csv").read_text()
+    row = data.read_table(trained / "av/val.csv")[1]
+    stem = row.embeddings[0].rsplit("/", 1)[1].removesuffix(".npy")
+    refuse_once(trained, output / row.name / f"{stem}.wav", SCRIPT, **flags)
+    printed = succeed(trained, SCRIPT, **flags | {"num_workers": 2})
+    assert "going on, 1 mixtures are done" in printed and printed.endswith(whole)
+    assert (output / "scores/scores.csv").read_text() == scores
+    assert not (output / "unfinished.jsonl").exists()
 
 
 def test_embeddings_of_another_embedder_are_refused(trained):

@@ -109,6 +109,26 @@ def test_resume_model_is_not_overridden_by_the_run_folder(pipeline):
         np.testing.assert_array_equal(read_bin(folder, "oracle_order", name), before[name])
 
 
+@pytest.mark.parametrize("stage, output", [("simul", "oracle_order"), ("seq", "files")])
+def test_inference_goes_on_where_it_ended(pipeline, stage, output):
+    folder, lists = pipeline
+    first, last = lists["tt"]
+    script, flags = f"nn/{stage}_group.py", dict(is_deploy=1, time_stamp=stage) | (SIMUL if stage == "simul" else SEQ)
+    speech.succeed(folder, script, **flags)
+    before = {name: read_bin(folder, output, name) for name in lists["tt"]}
+    at = folder / EXP / "output_tt" / output
+    speech.refuse_once(folder, at / f"{last}_s1.wav", script, **flags)
+    printed = speech.succeed(folder, script, **flags)
+    assert "going on, 1 mixtures are done" in printed and "2 mixtures separated" in printed
+    assert os.stat(at / f"{first}.bin").st_mtime_ns < os.stat(at / f"{last}_s1.wav").st_mtime_ns
+    assert not (at / "unfinished.jsonl").exists()
+    for name in lists["tt"]:
+        np.testing.assert_array_equal(read_bin(folder, output, name), before[name])
+    # With other flags nothing of it counts.
+    speech.refuse_once(folder, at / f"{last}_s1.wav", script, **flags)
+    assert "going on" not in speech.succeed(folder, script, **flags | {"seed": 5})
+
+
 @pytest.mark.parametrize("kind", ["adam", "momentum"])
 def test_training_goes_on_from_the_originals_checkpoint_with_its_moments(pipeline, kind):
     folder, _ = pipeline
