@@ -31,7 +31,6 @@ from feat.graph import compiled
 from feat.hrir import find_heads, split_heads
 from feat.lists import rate_folder
 from feat.noises import write_recordings
-from feat.parallel import progress
 from feat.rooms import draw_rooms
 from models import losses
 from models.conv_tasnet import NORMS
@@ -426,8 +425,7 @@ def infer():
     saved = len(mixtures) if FLAGS.save_audio < 0 else FLAGS.save_audio
     journal = Journal(folder, [source])
     inputs = [mixtures.files.paths[i :: len(mixtures)] for i in range(len(mixtures))]
-    left = [i for i, name in enumerate(mixtures.names) if not journal.done(name, inputs[i])]
-    bar = progress(left, "separate", len(mixtures), initial=len(mixtures) - len(left), unit="mixture")
+    left, bar = journal.left(mixtures.names, inputs)
     for i, batch in zip(bar, binaural_dataset.evaluate(mixtures.some(left)) if left else ()):
         mixture, references = batch["mixture"][0].numpy(), batch["sources"][0].numpy()
         estimates = separator(mixture)
@@ -437,7 +435,7 @@ def infer():
             item = i if FLAGS.parity else mixtures.names[i]
             audio_folder = os.path.join(folder, "audio_results")
             write_audio(audio_folder, item, mixture, references, ordered, FLAGS.sample_rate, FLAGS.parity)
-        journal.add(mixtures.names[i], inputs[i], found)
+        journal.add(mixtures.names[i], found)
     scores = [journal.found(name) for name in mixtures.names]
     table = spatial_metrics.format_table(FLAGS.exp_name, scores)
     write_text(

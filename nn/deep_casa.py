@@ -10,7 +10,6 @@ from feat.audio import write_pcm16
 from feat.feat_gen import define_feature_flags, read_mixture, settings_from_flags
 from feat.files import UserError, atomic_path, make_writable_directory
 from feat.lists import read_names
-from feat.parallel import progress
 from models.dense_unet import DenseUNet
 from models.grouping import SequentialGrouping
 from nn import checkpoint, summaries, train
@@ -303,15 +302,12 @@ def separate_utterances(utterances, folder, sources, separate):
     """
     output = OutputFolder(folder, utterances.settings)
     journal = Journal(folder, sources)
-    inputs = {name: utterances.files(name) for name in utterances.names}
-    left = utterances.some(
-        i for i, name in enumerate(utterances.names) if not (output.has(name) and journal.done(name, inputs[name]))
-    )
-    bar = progress(left.names, "separate", len(utterances), initial=len(utterances) - len(left), unit="mixture")
-    for name, batch in zip(bar, dataset.evaluate(left) if len(left) else ()):
+    left, bar = journal.left(utterances.names, map(utterances.files, utterances.names), output.has)
+    for i, batch in zip(bar, dataset.evaluate(utterances.some(left)) if left else ()):
+        name = utterances.names[i]
         signals = read_mixture(utterances.settings, utterances.set_name, name)
         outputs, arrays = separate(batch, signals.shape[1])
-        journal.add(name, inputs[name], output.write(name, signals, outputs, **arrays))
+        journal.add(name, output.write(name, signals, outputs, **arrays))
     output.finish([journal.found(name) for name in utterances.names])
     journal.finish()
 

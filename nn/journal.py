@@ -4,6 +4,7 @@ import json
 import os
 
 from feat.files import write_text
+from feat.parallel import progress
 from nn import checkpoint, train
 
 WATCHED_ONLY = ("num_workers", "log_steps", "pictures")  # flags that results do not depend on
@@ -40,22 +41,32 @@ class Journal:
             pass
         return lines
 
-    def done(self, name, inputs):
-        """Whether a mixture is done, and the files that it was made from are as they were."""
-        return name in self.entries and self.entries[name]["inputs"] == _states(inputs)
+    def left(self, names, inputs, whole=lambda name: True, description="separate"):
+        """Which mixtures are to be done: their numbers, and a progress bar over these.
+
+        Args:
+            names: of all mixtures.
+            inputs: for each, the files that it is made from; one that changed since makes it to be done again.
+            whole: name -> whether its outputs are there.
+        """
+        self.inputs = dict(zip(names, inputs, strict=True))
+        left = [i for i, name in enumerate(names) if not (self._done(name) and whole(name))]
+        return left, progress(left, description, len(names), initial=len(names) - len(left), unit="mixture")
+
+    def _done(self, name):
+        return name in self.entries and self.entries[name]["inputs"] == _states(self.inputs[name])
 
     def found(self, name):
         """What was found for a mixture that is done."""
         return self.entries[name]["found"]
 
-    def add(self, name, inputs, found=None):
+    def add(self, name, found=None):
         """Notes a mixture whose outputs are written.
 
         Args:
-            inputs: files that it was made from.
             found: what JSON can hold, and arrays, which come back as lists.
         """
-        entry = {"name": name, "inputs": _states(inputs), "found": found}
+        entry = {"name": name, "inputs": _states(self.inputs[name]), "found": found}
         text = json.dumps(entry, default=lambda array: array.tolist())
         try:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -71,5 +82,6 @@ class Journal:
 
 
 def _states(paths):
-    """[[size, time of the last change]] of files."""
-    return [[state.st_size, state.st_mtime_ns] for state in map(os.stat, paths)]
+    """[[size, time of the last change]] of files, None for one that is not there."""
+    states = [os.stat(path) if os.path.exists(path) else None for path in paths]
+    return [state and [state.st_size, state.st_mtime_ns] for state in states]

@@ -25,7 +25,7 @@ from feat import audio_visual_dataset, dataset, postprocess
 from feat.audio import write_pcm16
 from feat.binaural_mix import find_noise
 from feat.files import UserError, make_writable_directory
-from feat.parallel import parallel_stream, progress
+from feat.parallel import parallel_stream
 from models import losses
 from models.compressed_spectra import KINDS, SAMPLE_RATE
 from models.looking_to_listen import MASKS, PARITY, RESHAPES, LookingToListen
@@ -394,9 +394,7 @@ def infer():
     make_writable_directory(folder)
     saved = len(mixtures) if FLAGS.save_audio < 0 else FLAGS.save_audio
     journal = Journal(folder, [source])
-    inputs = [mixtures.paths(i) for i in range(len(mixtures))]
-    left = [i for i, row in enumerate(rows) if not journal.done(row.mixed, inputs[i])]
-    bar = progress(left, "separate", len(rows), initial=len(rows) - len(left), unit="mixture")
+    left, bar = journal.left([row.mixed for row in rows], map(mixtures.paths, range(len(rows))))
 
     def separated():
         for i, batch in zip(bar, audio_visual_dataset.evaluate(mixtures.some(left)) if left else ()):
@@ -414,7 +412,7 @@ def infer():
             yield found, references, mixture, tuple(FLAGS.metrics)
 
     for i, scores in zip(left, parallel_stream(score_mixture, separated(), FLAGS.num_workers, "score")):
-        journal.add(rows[i].mixed, inputs[i], {label: dataclasses.asdict(each) for label, each in scores.items()})
+        journal.add(rows[i].mixed, {label: dataclasses.asdict(each) for label, each in scores.items()})
     scored = [
         {label: evaluate.UtteranceScores(**found) for label, found in journal.found(row.mixed).items()} for row in rows
     ]

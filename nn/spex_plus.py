@@ -27,7 +27,6 @@ from feat.audio import wav_info
 from feat.files import UserError, brief, make_writable_directory, write_text
 from feat.librispeech_mix import find_speakers
 from feat.lists import names_path, read_names
-from feat.parallel import progress
 from feat.scp import ROOT_HELP
 from feat.talkers import find_genders, read_genders
 from feat.triplet_dataset import read_first_channel
@@ -478,17 +477,10 @@ def infer():
     lists = write_names(f"{folder}/lists", triplets)
     output = OutputFolder(f"{folder}/files", found)
     journal = Journal(folder, [source])
-
-    def inputs(i):
-        others = drawn[i].enrolments if drawn else ()
-        return [triplets[i].mixture, triplets[i].target, *triplets[i].enrolments, *others]
-
-    left = [
-        i
-        for i, triplet in enumerate(triplets)
-        if not (output.has(triplet.name) and journal.done(triplet.name, inputs(i)))
-    ]
-    for i in progress(left, "extract", len(triplets), initial=len(triplets) - len(left), unit="mixture"):
+    inputs = [[triplet.mixture, triplet.target, *triplet.enrolments] for triplet in triplets]
+    for paths, other in zip(inputs, drawn):
+        paths += other.enrolments
+    for i in journal.left(found.names, inputs, output.has, "extract")[1]:
         triplet = triplets[i]
         mixture, target = (
             read_first_channel(path, rate, FLAGS.parity)[: found.samples[i]]
@@ -499,7 +491,7 @@ def infer():
         if drawn:
             said["absent"] = extract(extractor, mixture, drawn[i])[1]
         said["quieter"] = output.write(triplet.name, np.stack([target, mixture]), estimate[None])
-        journal.add(triplet.name, inputs(i), said)
+        journal.add(triplet.name, said)
     results = [journal.found(triplet.name) for triplet in triplets]
     output.finish([said["quieter"] for said in results])
     present, absent = [said["confidence"] for said in results], [said["absent"] for said in results if drawn]
