@@ -51,6 +51,11 @@ def array_shape(path):
     return shape if whole and dtype == np.dtype("<f4") and not fortran else None
 
 
+def is_older(path, sources):
+    """Whether any of the files that `path` was made from was changed after it was written."""
+    return os.path.getmtime(path) < max(map(os.path.getmtime, sources))
+
+
 def require_shape(path, expected, mend):
     """Shape of the array at `path`, which must fit `expected`, whose None entries stand for any length.
 

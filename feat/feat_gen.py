@@ -109,9 +109,10 @@ def _paths_and_shapes(settings, set_name, name, samples):
 
 
 def _survey(settings, item):
-    """Bytes that the files of a mixture will take; 0 if both are there and whole."""
+    """Bytes that the files of a mixture will take; 0 if both are there, whole, and not older than its wavs."""
     files = _paths_and_shapes(settings, *item, mixture_length(settings, *item))
-    if all(cache.array_shape(path) == shape for path, shape in files.items()):
+    wavs = settings.wav_paths(*item)
+    if all(cache.array_shape(path) == shape and not cache.is_older(path, wavs) for path, shape in files.items()):
         return 0
     return sum(4 * int(np.prod(shape)) for shape in files.values())
 

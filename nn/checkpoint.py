@@ -246,6 +246,12 @@ def _ours(group, name):
     return group + "/" + name.replace(".", "..").replace("/", ".S") + SUFFIX
 
 
+def require_system(prefix, found, wanted):
+    """Raises UserError unless a checkpoint is of the system that is wanted."""
+    if found != wanted:
+        raise UserError(f"{prefix}: holds {found}, but this script needs {wanted}; give a checkpoint of it")
+
+
 def restore_weights(reader, system, model, averaged=False, may_differ=()):
     """Assigns the weights of a checkpoint to a model.
 
@@ -256,10 +262,7 @@ def restore_weights(reader, system, model, averaged=False, may_differ=()):
     Raises:
         UserError: it is of another system or another size.
     """
-    if reader.system != system:
-        raise UserError(
-            f"{reader.prefix}: holds {reader.system}, but this script needs {system}; give a checkpoint of it"
-        )
+    require_system(reader.prefix, reader.system, system)
     for name, variable, array in _matched(reader, model.variables, "weights", model):
         if array.size != np.prod(variable.shape):
             if name.split("/")[0] in may_differ:

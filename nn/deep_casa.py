@@ -10,6 +10,7 @@ from feat.audio import write_pcm16
 from feat.feat_gen import define_feature_flags, read_mixture, settings_from_flags
 from feat.files import UserError, atomic_path, make_writable_directory
 from feat.lists import read_names
+from feat.stft import num_frames
 from models.dense_unet import DenseUNet
 from models.grouping import SequentialGrouping
 from nn import checkpoint, summaries, train
@@ -37,7 +38,7 @@ def define_flags(**training_defaults):
     define_feature_flags()
     train.define_training_flags(**training_defaults)
     flags.DEFINE_integer("n_channels", 64, "feature maps of the Dense-UNet", lower_bound=1)
-    flags.DEFINE_integer("n_layers", 4, "depth of the Dense-UNet", lower_bound=1, upper_bound=5)
+    flags.DEFINE_integer("n_layers", 4, "depth of the Dense-UNet", lower_bound=1)
     flags.DEFINE_bool("causal", False, "nothing of the future is used")
     flags.DEFINE_bool("parity", False, "compute what the original computes, its quirks included")
     flags.DEFINE_bool("on_the_fly", False, "features from the wavs, without any file of features")
@@ -77,15 +78,17 @@ def model_settings(flag_names, resume_model="", **more):
                 f"{checkpoint.resolve(resume_model)}: trained with --{flag} {stored[argument]},"
                 f" but --{flag} {FLAGS[flag].value} was given; leave it out or give another checkpoint"
             )
-    _require_same_features(resume_model, config)
+    _require_fitting(resume_model, config)
     return settings | {k: v for k, v in stored.items() if k in settings}
 
 
-def _require_same_features(prefix, config):
-    for name, value in config_of_flags().items():
-        if config.get(name, value) != value:
+def _require_fitting(prefix, config):
+    """Raises UserError unless a checkpoint takes the features, and as many talkers, as the lists of the flags have."""
+    stored = {"talkers": config["model"].get("talkers", FLAGS.talkers)} | config
+    for name, value in ({"talkers": FLAGS.talkers} | config_of_flags()).items():
+        if stored.get(name, value) != value:
             raise UserError(
-                f"{checkpoint.resolve(prefix)}: trained with --{name} {config[name]}, but --{name} is {value};"
+                f"{checkpoint.resolve(prefix)}: trained with --{name} {stored[name]}, but --{name} is {value};"
                 " give the same"
             )
 
@@ -114,7 +117,8 @@ def load_dense_unet(prefix):
     if config is None:
         model = make_dense_unet()
     else:
-        _require_same_features(prefix, config)
+        checkpoint.require_system(prefix, config["system"], "dense_unet")
+        _require_fitting(prefix, config)
         model = DenseUNet(**config["model"])
     checkpoint.load_for_inference(prefix, "dense_unet", model)
     model.trainable = False
@@ -306,6 +310,12 @@ def separate_utterances(utterances, folder, sources, separate):
     for i, batch in zip(bar, dataset.evaluate(utterances.some(left)) if left else ()):
         name = utterances.names[i]
         signals = read_mixture(utterances.settings, utterances.set_name, name)
+        frames = num_frames(signals.shape[1], utterances.settings.fft_size, utterances.settings.hop_size)
+        if frames != utterances.frames[i]:
+            raise UserError(
+                f"{utterances.settings.feat_folder}: {name} has {utterances.frames[i]} frames, its wav {frames};"
+                " run feat/feat_gen.py again, and nn/simul_group.py --is_deploy 2 after it"
+            )
         outputs, arrays = separate(batch, signals.shape[1])
         journal.add(name, output.write(name, signals, outputs, **arrays))
     output.finish([journal.found(name) for name in utterances.names])

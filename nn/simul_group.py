@@ -8,6 +8,7 @@
 PREFIX is a checkpoint of ours, `best` beside it, or one of the original code.
 """
 
+import glob
 import os
 
 from feat.script import run_script
@@ -20,7 +21,7 @@ from keras import ops
 
 from feat import cache, dataset
 from feat.feat_gen import settings_from_flags
-from feat.files import make_writable_directory, require_free_bytes, write_text
+from feat.files import UserError, make_writable_directory, require_free_bytes, write_text
 from feat.graph import compiled
 from feat.lists import SETS
 from feat.parallel import progress
@@ -138,6 +139,10 @@ def train_stage():
 def load_model():
     """The trained model and its objective, for inference."""
     prefix = deep_casa.checkpoint_to_use()
+    stored = (checkpoint.read_config(prefix) or {}).get("pit", FLAGS.pit)
+    if FLAGS["pit"].present and FLAGS.pit != stored:
+        raise UserError(f"{prefix}: trained with --pit {stored}, but --pit {FLAGS.pit} was given; leave it out")
+    FLAGS.pit = stored
     model = deep_casa.make_dense_unet(prefix)
     checkpoint.load_for_inference(prefix, "dense_unet", model)
     return prefix, make_objective(model)
@@ -166,12 +171,9 @@ def export():
     marker = os.path.join(settings.feat_folder, "simul_est.txt")
     source = checkpoint.fingerprint(prefix) + "\n"
     if not os.path.exists(marker) or open(marker, encoding="utf-8").read() != source:
-        # Estimates of another checkpoint must not be taken for ours.
-        for set_name, utterances in sets.items():
-            for name in utterances.names:
-                path = cache.estimate_path(settings.feat_folder, set_name, name)
-                if os.path.exists(path):
-                    os.remove(path)
+        # Estimates of another checkpoint must not be taken for ours, in whatever set or list they are.
+        for path in glob.glob(cache.estimate_path(glob.escape(settings.feat_folder), "*", "*")):
+            os.remove(path)
         write_text(marker, source)
     _, (before, after) = frequency_padding(model.bins, model.scales)
     rows = model.bins + before + after
@@ -180,12 +182,15 @@ def export():
         leading = leading_frames(int(frames), model.scales, model.causal)
         return (model.talkers, int(frames) + leading, 2 * rows)
 
-    todo = {
-        set_name: utterances.some(
-            i
-            for i, (name, frames) in enumerate(zip(utterances.names, utterances.frames))
-            if cache.array_shape(cache.estimate_path(settings.feat_folder, set_name, name)) != shape(frames)
+    def is_current(utterances, i):
+        name = utterances.names[i]
+        path = cache.estimate_path(settings.feat_folder, utterances.set_name, name)
+        return cache.array_shape(path) == shape(utterances.frames[i]) and not cache.is_older(
+            path, utterances.files(name)
         )
+
+    todo = {
+        set_name: utterances.some(i for i in range(len(utterances)) if not is_current(utterances, i))
         for set_name, utterances in sets.items()
     }
     needed = sum(4 * int(np.prod(shape(frames))) for missing in todo.values() for frames in missing.frames)

@@ -62,6 +62,17 @@ def test_keeps_whole_files_and_makes_broken_ones_again(corpus):
     assert os.stat(untouched).st_mtime_ns == before[type(files[0])(untouched)][1]
 
 
+def test_features_of_wavs_that_changed_are_made_again(corpus):
+    folder, lists = corpus
+    speech.succeed(folder, "feat/feat_gen.py", num_workers=1)
+    name = lists["tr"][0]
+    signals = [np.roll(speech.voice(0, i, 1.0), i) for i in range(2)]
+    speech.write_mixture(folder, "tr", name, signals)
+    before = np.load(cache.wave_path(folder / FEATURES, "tr", name))
+    assert "1 mixtures written, 4 found whole" in speech.succeed(folder, "feat/feat_gen.py", num_workers=1)
+    assert not np.array_equal(np.load(cache.wave_path(folder / FEATURES, "tr", name)), before)
+
+
 def test_other_settings_are_made_again(corpus):
     folder, _ = corpus
     speech.succeed(folder, "feat/feat_gen.py", num_workers=1)

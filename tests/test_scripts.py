@@ -97,6 +97,35 @@ def test_exporting_again_makes_only_what_is_broken(pipeline):
     assert open(path, "rb").read() == whole
 
 
+def test_estimates_of_another_checkpoint_or_of_older_features_are_made_again(pipeline):
+    folder, lists = pipeline
+    flags = SIMUL | dict(is_deploy=2, time_stamp="simul")
+    first = dict(resume_model=f"{EXP}/models/simul/deep_casa_wsj_model.ckpt_step_1")
+    path = cache.estimate_path(folder / EXP / "feat", "tr", lists["tr"][0])
+    whole = open(path, "rb").read()
+    speech.succeed(folder, "nn/simul_group.py", export_sets="tr", **flags | first)
+    assert open(path, "rb").read() != whole
+    speech.succeed(folder, "nn/simul_group.py", export_sets="cv", **flags)
+    assert "5 estimates to write" in speech.succeed(folder, "nn/simul_group.py", **flags)
+    assert open(path, "rb").read() == whole
+    os.utime(cache.feature_path(folder / EXP / "feat", "tr", lists["tr"][1]))
+    assert "1 estimates to write" in speech.succeed(folder, "nn/simul_group.py", **flags)
+
+
+def test_features_of_other_wavs_are_not_scored(pipeline):
+    folder, lists = pipeline
+    name = lists["tt"][0]
+    paths = mixture_paths(str(folder / "data"), "tt", name).values()
+    kept = [open(path, "rb").read() for path in paths]
+    speech.write_mixture(folder, "tt", name, [speech.voice(0, i, 1.5) for i in range(2)])
+    line = speech.refuse(folder, "nn/simul_group.py", is_deploy=1, time_stamp="simul", **SIMUL)
+    assert name in line and "run feat/feat_gen.py again" in line
+    for path, content in zip(paths, kept):
+        with open(path, "wb") as file:
+            file.write(content)
+    speech.succeed(folder, "nn/simul_group.py", is_deploy=1, time_stamp="simul", **SIMUL)
+
+
 def test_resume_model_is_not_overridden_by_the_run_folder(pipeline):
     folder, lists = pipeline
     before = {name: read_bin(folder, "oracle_order", name) for name in lists["tt"]}
@@ -212,6 +241,9 @@ def test_three_talkers_with_dynamic_mixing(tmp_path_factory):
     speech.succeed(folder, "nn/seq_group.py", is_deploy=1, time_stamp="seq", talkers=3, **SEQ)
     for name in lists["tt"]:
         assert np.isfinite(read_bin(folder, "files", name, talkers=3)).all()
+    for deploy in (1, 2):  # without --talkers, whose lists are of two
+        line = speech.refuse(folder, "nn/simul_group.py", is_deploy=deploy, time_stamp="simul", **SIMUL)
+        assert "trained with --talkers 3, but --talkers is 2; give the same" in line
 
 
 def test_one_line_list_utterance_pit_and_silence(tmp_path):
@@ -224,6 +256,10 @@ def test_one_line_list_utterance_pit_and_silence(tmp_path):
     arrays = speech.checkpoint_arrays(tmp_path / EXP / "models/simul/deep_casa_wsj_model.ckpt_step_3")
     arrays = [array for array in arrays.values() if getattr(array, "dtype", None) == np.float32]
     assert arrays and all(np.isfinite(array).all() for array in arrays)
+    frame = dict(pit="frame", is_deploy=1)
+    line = speech.refuse(tmp_path, "nn/simul_group.py", "--on_the_fly", **flags | frame)
+    assert "trained with --pit utterance, but --pit frame was given" in line
+    del flags["pit"]
     speech.succeed(tmp_path, "nn/simul_group.py", "--on_the_fly", is_deploy=1, **flags)
     assert np.isfinite(read_bin(tmp_path, "files", lists["tt"][0])).all()
 
@@ -247,6 +283,7 @@ def test_one_line_list_utterance_pit_and_silence(tmp_path):
         (dict(n_layers=2, resume_model=f"{EXP}/models/simul/best", is_deploy=1), "trained with --n_layers 1"),
         (dict(resume_model=f"{EXP}/models/seq/best"), "holds sequential_grouping, but this script needs dense_unet"),
         (dict(segment_seconds=0.001), "shorter than a frame step"),
+        (dict(n_layers=7, resume_model=f"{EXP}/models/simul/best", is_deploy=1), "trained with --n_layers 1"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -257,6 +294,13 @@ def test_simul_group_refuses(pipeline, flags, said):
         (folder / "exp" / "taken").write_text("in the way")
         extra = ["--on_the_fly"]
     assert said in speech.refuse(folder, "nn/simul_group.py", *extra, **SIMUL | dict(time_stamp="new") | flags)
+
+
+def test_a_first_stage_that_is_none_is_refused(pipeline):
+    folder, _ = pipeline
+    flags = SEQ | dict(is_deploy=1, time_stamp="seq", simul_model=f"{EXP}/models/seq/best")
+    line = speech.refuse(folder, "nn/seq_group.py", "--on_the_fly", **flags)
+    assert "holds sequential_grouping, but this script needs dense_unet" in line
 
 
 def test_damaged_checkpoint_for_inference(pipeline):
