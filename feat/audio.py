@@ -74,6 +74,26 @@ def read_mono(path, sample_rate=None):
     return samples
 
 
+def read_first_channel(path, sample_rate, parity=False, begin=0, end=None):
+    """float32 samples [begin, end) of the first channel of any file, at `sample_rate` Hz.
+
+    Args:
+      parity: resample as torchaudio does.
+
+    Raises:
+      UserError: there are NaN or infinite samples.
+    """
+    rate = soundfile.info(path).samplerate
+    whole = rate != sample_rate
+    span = {} if whole else {"start": begin, "stop": end}
+    samples = np.ascontiguousarray(soundfile.read(path, dtype="float32", always_2d=True, **span)[0][:, 0])
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path}: holds NaN or infinite samples; make it again")
+    if whole:
+        samples = (resample_sinc if parity else resample)(samples, rate, sample_rate)[begin:end]
+    return samples.astype(np.float32)
+
+
 def read_stereo(path, sample_rate=None):
     """`read_mono` for a recording of two ears: float32 [samples, 2], left and right."""
     info = wav_info(path)
@@ -105,6 +125,14 @@ def read_pcm16(path, sample_rate=None):
     if info.subtype != "PCM_16":
         raise UserError(f"{path}: samples are {info.subtype}, 16-bit PCM is needed; convert it, e.g. sox IN -b 16 OUT")
     return _read(path, info, "int16")
+
+
+def samples_offset(path):
+    """Byte where the samples of a wav begin that `wav_info` took; -1: no RIFF wav, only soundfile can read it."""
+    with open(path, "rb") as file:
+        if _is_riff_wav(file.read(12)) and _enter_data(file) is not None:
+            return file.tell()
+    return -1
 
 
 def to_int16(samples):
@@ -289,23 +317,32 @@ def _refuse_unreadable(path):
             )
         if start.startswith(b"NIST_1A"):
             raise UserError(f"{path}: a SPHERE file, not a wav; decode it, e.g. sph2pipe -f wav IN OUT.wav")
-        if start[:4] == b"RIFF" and start[8:] == b"WAVE":
+        if _is_riff_wav(start):
             _refuse_short_data(path, file)
 
 
 def _refuse_short_data(path, file):
-    """Walks the chunks of an open wav: soundfile takes a cut data chunk for a shorter recording."""
-    size = os.fstat(file.fileno()).st_size
+    """Refuses an open wav, read up to its first chunk: soundfile takes a cut data chunk for a shorter recording."""
+    promised = _enter_data(file)
+    if promised is None:
+        raise UserError(f"{path}: truncated, the wav has no samples; make it again")
+    present = os.fstat(file.fileno()).st_size - file.tell()
+    if promised not in (0, _STREAMED) and promised > present:
+        raise UserError(
+            f"{path}: truncated, the header promises {promised} bytes of samples, {present} are there; make it again"
+        )
+
+
+def _is_riff_wav(start):
+    """Whether a file whose first 12 bytes are `start` is a wav, its numbers the lowest byte first."""
+    return start[:4] == b"RIFF" and start[8:] == b"WAVE"
+
+
+def _enter_data(file):
+    """Walks the chunks of an open wav to its first sample. Gives the bytes that are promised; None: no samples."""
     while len(header := file.read(8)) == 8:
-        name, chunk_size = struct.unpack("<4sI", header)
-        if name != b"data":
-            file.seek(chunk_size + chunk_size % 2, os.SEEK_CUR)
-            continue
-        present = size - file.tell()
-        if chunk_size not in (0, _STREAMED) and chunk_size > present:
-            raise UserError(
-                f"{path}: truncated, the header promises {chunk_size} bytes of samples,"
-                f" {present} are there; make it again"
-            )
-        return
-    raise UserError(f"{path}: truncated, the wav has no samples; make it again")
+        name, size = struct.unpack("<4sI", header)
+        if name == b"data":
+            return size
+        file.seek(size + size % 2, os.SEEK_CUR)
+    return None

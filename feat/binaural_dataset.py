@@ -13,14 +13,13 @@ Several processes and devices share a global batch, see feat.dataset.Share.
 
 import dataclasses
 import os
-import struct
 
 import numpy as np
 import soundfile
 import tensorflow as tf
 
 from feat import binaural
-from feat.audio import require_stereo, resample, wav_info
+from feat.audio import require_stereo, resample, samples_offset, wav_info
 from feat.augment import (
     BANDS,
     CHUNK_SAMPLES,
@@ -217,16 +216,7 @@ def _stereo_files(paths, sample_rate, mixtures):
 def _header(path):
     """(WavInfo, byte where the samples of a 16-bit or float wav begin or -1)."""
     info = wav_info(path)
-    if info.subtype not in ("PCM_16", "FLOAT"):
-        return info, -1
-    with open(path, "rb") as file:
-        start = file.read(12)
-        while start[:4] == b"RIFF" and len(chunk := file.read(8)) == 8:
-            name, size = struct.unpack("<4sI", chunk)
-            if name == b"data":
-                return info, file.tell()
-            file.seek(size + size % 2, os.SEEK_CUR)
-    return info, -1
+    return info, samples_offset(path) if info.subtype in ("PCM_16", "FLOAT") else -1
 
 
 def _read_anything(path):

@@ -288,7 +288,7 @@ def _read_scaling(path, kind, count, sample_rates, modes):
 
 def _read_csv(path, columns):
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise UserError(f"{path}: no such file; check --metadata") from error

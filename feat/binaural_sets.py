@@ -23,7 +23,7 @@ def read_manifest(folder):
     """Rows of the manifest of a set's folder, [{name: text}]. Raises UserError if the set was not made to its end."""
     path = os.path.join(folder, "manifest.csv")
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             return list(csv.DictReader(file))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run feat/binaural_mix.py to its end") from error

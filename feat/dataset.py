@@ -16,16 +16,17 @@ Several processes and devices share a global batch: see Share.
 
 import dataclasses
 import functools
+import os
 
 import numpy as np
 import tensorflow as tf
 
 from feat import cache
-from feat.audio import read_mono
+from feat.audio import FULL_SCALE, read_first_channel, read_pcm16, samples_offset
 from feat.feat_gen import FeatureSettings, mixture_length
 from feat.files import UserError, brief
 from feat.graph import plain
-from feat.lists import parts_of_name, talker_of
+from feat.lists import parts_of_name, read_source_paths, talker_of, talkers_of_paths
 from feat.parallel import parallel_map
 from feat.stft import num_frames, num_samples, sqrt_hann
 
@@ -60,6 +61,7 @@ class Utterances:
         names: names of the mixtures.
         frames: whole frames of each, int array.
         from_wavs: features are computed from the wavs; otherwise they are read.
+        offsets: with from_wavs, `samples_offset` of the wavs of each, int64 [mixtures, talkers + 1].
         with_estimates: those of the first stage are read too.
     """
 
@@ -69,6 +71,7 @@ class Utterances:
     frames: np.ndarray
     from_wavs: bool
     with_estimates: bool = False
+    offsets: np.ndarray | None = None
 
     def __len__(self):
         return len(self.names)
@@ -80,7 +83,9 @@ class Utterances:
     def some(self, lines):
         """Those of the given lines of the list."""
         lines = list(lines)
-        return dataclasses.replace(self, names=[self.names[i] for i in lines], frames=self.frames[lines])
+        offsets = None if self.offsets is None else self.offsets[lines]
+        names = [self.names[i] for i in lines]
+        return dataclasses.replace(self, names=names, frames=self.frames[lines], offsets=offsets)
 
     def files(self, name):
         """Paths of what the mixture `name` is read from."""
@@ -130,10 +135,21 @@ def cached_utterances(settings, set_name, names, with_estimates=False):
 
 def wav_utterances(settings, set_name, names):
     """Utterances whose wavs were checked, by their headers. Raises UserError, see feat_gen.mixture_length."""
-    length = functools.partial(mixture_length, settings, set_name)
-    samples = np.array(parallel_map(length, names, workers_for(names), "check wavs"), np.int64)
-    frames = num_frames(samples, settings.fft_size, settings.hop_size)
-    return Utterances(settings, set_name, list(names), frames, True)
+    survey = functools.partial(_survey_wavs, settings, set_name)
+    found = np.array(parallel_map(survey, names, workers_for(names), "check wavs"), np.int64)
+    frames = num_frames(found[:, 0], settings.fft_size, settings.hop_size)
+    return Utterances(settings, set_name, list(names), frames, True, offsets=found[:, 1:])
+
+
+def _survey_wavs(settings, set_name, name):
+    """(samples of the mixture `name`, `samples_offset` of every wav of it)."""
+    samples = mixture_length(settings, set_name, name)
+    paths = settings.wav_paths(set_name, name)
+    offsets = [samples_offset(path) for path in paths]
+    for path, offset in zip(paths, offsets):
+        if offset < 0:  # compressed, as FLAC is, it may be broken behind a sound header
+            read_pcm16(path, settings.sample_rate)
+    return samples, *offsets
 
 
 def workers_for(jobs):
@@ -382,12 +398,15 @@ def _load_files(utterances):
 
 def _load_wavs(utterances):
     """(index, start, frames, first, samples) -> that part of a mixture, from the wavs."""
-    settings = utterances.settings
-    paths = tf.constant([settings.wav_paths(utterances.set_name, name) for name in utterances.names])
+    settings, signals = utterances.settings, utterances.settings.talkers + 1
+    paths = [path for name in utterances.names for path in settings.wav_paths(utterances.set_name, name)]
+    covered = num_samples(utterances.frames, settings.fft_size, settings.hop_size)
+    offsets = utterances.offsets.ravel()
+    read = sample_reader(paths, np.repeat(covered, signals), offsets, np.ones_like(offsets), settings.sample_rate)
 
     def load(index, start, frames, first, samples):
-        signals = [_read_wav(paths[index, i])[first : first + samples] for i in range(settings.talkers + 1)]
-        return _features(settings, tf.stack(signals))
+        pieces = [read(index * signals + i, first, first + samples) for i in range(signals)]
+        return _features(settings, tf.stack(pieces))
 
     return load
 
@@ -410,9 +429,54 @@ def read_npy(path):
     return tf.reshape(values, tf.strings.to_number(tf.boolean_mask(numbers, numbers != ""), tf.int32))
 
 
-def _read_wav(path):
-    """[samples], float32, of a 16-bit mono wav."""
-    return tf.audio.decode_wav(tf.io.read_file(path), desired_channels=1)[0][:, 0]
+def sample_reader(paths, samples, offsets, channels, sample_rate, parity=False):
+    """(number, begin, end) -> float32 samples [begin, end) of the first channel of a file, as far as there are any.
+
+    TensorFlow reads 16-bit wavs by itself, whatever their headers; what else there is goes through soundfile, in
+    Python. A file that was cut short since it was looked at, or is no wav any more, fails.
+
+    Args:
+        paths: of all files.
+        samples: that each has at `sample_rate`, int64.
+        offsets: `feat.audio.samples_offset` of the 16-bit wavs that have this rate, -1 of other files, int64.
+        channels: of those wavs, int64.
+        sample_rate: Hz of what is read.
+        parity: resample as torchaudio does.
+    """
+    direct, mono = (offsets >= 0).all(), (channels <= 1).all()
+    paths = tf.constant(paths)
+    table = tf.constant(np.stack([samples, offsets, 2 * channels], axis=1), tf.int32)
+
+    def anything(path, begin, end):
+        return read_first_channel(path.decode(), sample_rate, parity, int(begin), int(end))
+
+    def from_wav(path, offset, width, begin, count):
+        data = tf.io.read_file(path)
+        same = tf.equal(tf.strings.substr(data, offset - 8, 4), "data")
+        # Not tf.debugging.assert_equal, whose branches take as long as the reading.
+        with tf.control_dependencies([tf.raw_ops.Assert(condition=same, data=[path, "not the wav it was"])]):
+            piece = tf.strings.substr(data, offset + begin * width, count * width)
+        piece = tf.io.decode_raw(piece, tf.int16)
+        # The shape fails where samples are missing.
+        piece = tf.reshape(piece, (count,)) if mono else tf.reshape(piece, (count, width // 2))[:, 0]
+        return tf.cast(piece, tf.float32) / FULL_SCALE
+
+    def read(number, begin, end):
+        path = tf.gather(paths, number)
+        size, offset, width = tf.unstack(tf.gather(table, number))  # width: bytes of a sample of all channels
+        end = tf.minimum(end, size)
+        begin = tf.minimum(begin, end)
+        count = end - begin
+        if direct:
+            return from_wav(path, offset, width, begin, count)
+        piece = tf.cond(
+            offset >= 0,
+            lambda: from_wav(path, offset, width, begin, count),
+            lambda: tf.numpy_function(anything, [path, begin, end], tf.float32),
+        )
+        return tf.reshape(piece, (count,))
+
+    return read
 
 
 # Dynamic mixing -----------------------------------------------------------------------------------
@@ -428,6 +492,7 @@ class Pool:
         talkers: number of the talker of every utterance.
         levels: its root mean square.
         samples: its length.
+        offsets: its `samples_offset`.
     """
 
     settings: FeatureSettings
@@ -435,6 +500,7 @@ class Pool:
     talkers: np.ndarray
     levels: np.ndarray
     samples: np.ndarray
+    offsets: np.ndarray
 
     def __len__(self):
         return len(self.paths)
@@ -450,42 +516,59 @@ def _levels(settings, paths):
 
 
 def _level(settings, path):
-    """(root mean square, samples) of a wav."""
-    samples = read_mono(path, settings.sample_rate)
+    """(root mean square, samples, `samples_offset`) of a wav that feat/feat_gen.py takes."""
+    samples = read_pcm16(path, settings.sample_rate) / np.float64(FULL_SCALE)
     if len(samples) < settings.fft_size:
         raise UserError(f"{path}: {len(samples)} samples are shorter than one window; remove it from the list")
-    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))), len(samples)
+    return float(np.sqrt(np.mean(np.square(samples)))), len(samples), samples_offset(path)
 
 
-def source_pool(settings, set_name, names):
+def source_pool(settings, set_name, names, lists_folder=None):
     """Pool of the different utterances that the mixtures of a list are made of; silent ones are left out.
 
-    Utterance and talker are read off the names of the mixtures (see `parts_of_name`).
+    Which utterance and which talker it is say the lists of the sources' paths, or, where these are not there, the
+    names of the mixtures (see `parts_of_name`).
+
+    Args:
+        lists_folder: where the list lies; paths are looked for there and in lists/ of the data folder.
 
     Raises:
         UserError: a wav is unusable, or all utterances are of one talker.
     """
+    utterances, talkers = _sources_of(settings, set_name, names, lists_folder)
     found = {}
     for name in names:
-        paths = settings.wav_paths(set_name, name)
-        for utterance, path in zip(parts_of_name(name, settings.talkers), paths):
+        for utterance, path in zip(utterances[name], settings.wav_paths(set_name, name)):
             found.setdefault(utterance, path)
     measured = _levels(settings, list(found.values()))
-    kept = [(u, p, level, n) for (u, p), (level, n) in zip(found.items(), measured) if level > 0]
-    speakers = [talker_of(utterance) for utterance, *_ in kept]
-    numbers = {speaker: i for i, speaker in enumerate(sorted(set(speakers)))}
+    kept = [(*item, *rest) for item, rest in zip(found.items(), measured) if rest[0] > 0]
+    numbers = {talker: i for i, talker in enumerate(sorted({talkers[utterance] for utterance, *_ in kept}))}
     if len(numbers) < settings.talkers:
         raise UserError(
-            f"{settings.data_folder}, {set_name}: {len(numbers)} talker(s) found in the names of the list,"
+            f"{settings.data_folder}, {set_name}: {len(numbers)} talker(s) found in the list,"
             f" {settings.talkers} are needed for --dynamic_mixing; leave it out"
         )
-    return Pool(
-        settings,
-        [path for _, path, _, _ in kept],
-        np.array([numbers[speaker] for speaker in speakers]),
-        np.array([level for _, _, level, _ in kept]),
-        np.array([samples for *_, samples in kept]),
-    )
+    said, paths, levels, samples, offsets = zip(*kept)
+    numbers = [numbers[talkers[utterance]] for utterance in said]
+    return Pool(settings, list(paths), *map(np.array, (numbers, levels, samples, offsets)))
+
+
+def _sources_of(settings, set_name, names, lists_folder):
+    """({mixture: its utterances}, {utterance: talker}), by the sources' paths if they are known, or by the names."""
+    for folder in (lists_folder, os.path.join(settings.data_folder, "lists")):
+        utterances = read_source_paths(folder, set_name, settings.talkers) if folder else {}
+        if all(name in utterances for name in names) and (talkers := talkers_of_paths(utterances.values())):
+            return utterances, talkers
+    utterances = {name: parts_of_name(name, settings.talkers) for name in names}
+    talkers = {utterance: talker_of(utterance) for parts in utterances.values() for utterance in parts}
+    for name, parts in utterances.items():
+        if len({talkers[utterance] for utterance in parts}) < len(parts):
+            print(
+                f"warning: {name}: names a talker twice, so names may not tell the talkers of {set_name} apart; lay"
+                " the lists of the sources' paths (mix_2_spk_min_tr_1, ...) beside the list of the names"
+            )
+            break
+    return utterances, talkers
 
 
 def draw_mixtures(pool, count, samples, seed, epoch, gain_db=2.5):
@@ -530,12 +613,12 @@ def mixed_batches(pool, batch_size, batches, segment_frames, seed, epoch, skip=0
     count, talkers = batches * batch_size, settings.talkers
     samples = num_samples(segment_frames, settings.fft_size, settings.hop_size)
     drawn = draw_mixtures(pool, count, samples, seed, epoch, gain_db)
-    paths = tf.constant(pool.paths)
+    read = sample_reader(pool.paths, pool.samples, pool.offsets, np.ones_like(pool.offsets), settings.sample_rate)
 
     def mix(index, picked, starts, scales):
         pieces = []
         for i in range(talkers):
-            piece = _read_wav(paths[picked[i]])[starts[i] : starts[i] + samples]
+            piece = read(picked[i], starts[i], starts[i] + samples)
             piece = tf.pad(piece, [[0, samples - tf.shape(piece)[0]]]) * scales[i]
             pieces.append(tf.ensure_shape(piece, (samples,)))
         sources = tf.stack(pieces)

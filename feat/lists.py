@@ -35,8 +35,7 @@ class MixtureLine:
         """Name of the mixture: basename_gain for every talker, joined by underscores."""
         parts = []
         for path, gain_db in zip(self.paths, self.gains_db, strict=True):
-            stem = os.path.splitext(path.rsplit("/", 1)[-1])[0]
-            parts.append(f"{stem}_{float(gain_db):.5g}")
+            parts.append(f"{_stem(path)}_{float(gain_db):.5g}")
         return "_".join(parts)
 
     @property
@@ -112,6 +111,42 @@ def write_name_lists(lists_folder, set_name, lines, mode="min"):
     write_text(names_path(lists_folder, set_name, talkers, mode), "".join(line.name + "\n" for line in lines))
 
 
+def read_source_paths(lists_folder, set_name, talkers=2, mode="min"):
+    """{name of a mixture: paths of its utterances}, as far as lists in the folder tell; none is fine.
+
+    Those beside the list of names are asked first (see `write_name_lists`), then, if they do not go with it line by
+    line, what the mixtures are made of.
+
+    Raises:
+      UserError: a list is empty or malformed.
+    """
+    lists = [names_path(lists_folder, set_name, talkers, mode, kind) for kind in ("mix", *range(1, talkers + 1))]
+    if all(map(os.path.exists, lists)):
+        columns = [[text for _, text in _read_lines(path)] for path in lists]
+        if len(set(map(len, columns))) == 1 and all(_is_named_after(*row) for row in zip(*columns)):
+            return {name: paths for name, *paths in zip(*columns)}
+    if os.path.exists(lines_path(lists_folder, set_name, talkers)):
+        return {line.name: list(line.paths) for line in read_mixture_lines(lists_folder, set_name, talkers)}
+    return {}
+
+
+def talkers_of_paths(rows):
+    """{path: folder of its talker}, or None where no folder is a talker's.
+
+    The talkers' folders are the outermost that differ within every mixture, as those of feat/wsj0_mix.py do: in
+    wsj0/si_tr_s/01t/01to030v.wav the third.
+
+    Args:
+      rows: paths of the utterances of every mixture, with slashes.
+    """
+    rows = [[path.split("/") for path in row] for row in rows]
+    depth = min((len(parts) for row in rows for parts in row), default=0)
+    for folders in range(1, depth):
+        if all(len({tuple(parts[:folders]) for parts in row}) == len(row) for row in rows):
+            return {"/".join(parts): "/".join(parts[:folders]) for row in rows for parts in row}
+    return None
+
+
 def source_names(talkers):
     """Names of a mixture's signals: ["s1", "s2", ..., "mix"]."""
     return [f"s{source + 1}" for source in range(talkers)] + ["mix"]
@@ -161,7 +196,7 @@ def talker_of(utterance):
 def _read_lines(path):
     """[(line number, stripped text)] of the lines that are not blank. Raises UserError if there is none."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             lines = [(number, line.strip()) for number, line in enumerate(file, start=1)]
     except FileNotFoundError as error:
         raise UserError(
@@ -180,6 +215,23 @@ def _refuse_repeated(path, number, name, seen):
     if name in seen:
         raise UserError(f"{path}, line {number}: {name} is already on line {seen[name]}; remove one of them")
     seen[name] = number
+
+
+def _stem(path):
+    """Name of the file `path` of a list, without its extension."""
+    return os.path.splitext(path.rsplit("/", 1)[-1])[0]
+
+
+def _is_named_after(name, *paths):
+    """Whether a mixture of these utterances has this name."""
+    for path in paths:
+        stem = _stem(path) + "_"
+        if not name.startswith(stem):
+            return False
+        gain, _, name = name.removeprefix(stem).partition("_")
+        if not _is_number(gain):
+            return False
+    return not name
 
 
 def _is_number(text):

@@ -165,7 +165,7 @@ def file_names(folder):
     """Names of the files in `folder`; none if it does not exist."""
     try:
         return set(os.listdir(folder))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return set()
 
 

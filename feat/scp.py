@@ -46,7 +46,7 @@ def located(path, roots=()):
 def read_fields(path, count):
     """[fields of a line] of a text file. Raises UserError unless every line has `count`."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             rows = [(number, line.split()) for number, line in enumerate(file, start=1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no list can be read there; check the path") from error

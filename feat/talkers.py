@@ -22,7 +22,7 @@ def read_genders(path):
     """
     genders = {}
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             for line in file:
                 talker, *fields = [field for field in re.split(r"[|\s]+", line.strip()) if field] or [""]
                 found = [GENDERS[field.lower()] for field in fields if field.lower() in GENDERS]

@@ -15,15 +15,15 @@ Several processes and devices share a global batch, see feat.dataset.Share.
 """
 
 import dataclasses
+import functools
 import os
 import random
 
 import numpy as np
-import soundfile
 import tensorflow as tf
 
-from feat.audio import read_blocks, resample, resample_sinc, wav_info
-from feat.dataset import Share, batches_in_order, checked, epoch_order, pieces, workers_for
+from feat.audio import read_blocks, samples_offset, wav_info
+from feat.dataset import Share, batches_in_order, checked, epoch_order, pieces, sample_reader, workers_for
 from feat.files import UserError
 from feat.parallel import parallel_map
 
@@ -38,7 +38,8 @@ class Files:
     Attributes:
       paths: of each.
       samples: what each has at `sample_rate`, int64.
-      direct: whether TensorFlow can read it as it is, bool: a 16-bit wav of that rate.
+      direct: int64 [files, 2], byte where the samples begin and channels of a 16-bit wav of that rate, which
+        TensorFlow reads by itself; -1, 0 of other files.
       sample_rate: Hz.
       parity: resample as torchaudio does.
     """
@@ -51,26 +52,7 @@ class Files:
 
     def reader(self):
         """(number, begin, end) -> the first channel of these samples of the file, as far as there are any."""
-        paths, direct = tf.constant(self.paths), tf.constant(self.direct)
-
-        def anything(path, begin, end):
-            return read_first_channel(path.decode(), self.sample_rate, self.parity, int(begin), int(end))
-
-        def read_direct(path, begin, end):
-            return tf.audio.decode_wav(tf.io.read_file(path), desired_channels=1)[0][begin:end, 0]
-
-        def read(number, begin, end):
-            path = paths[number]
-            if self.direct.all():
-                return read_direct(path, begin, end)
-            samples = tf.cond(
-                direct[number],
-                lambda: read_direct(path, begin, end),
-                lambda: tf.numpy_function(anything, [path, begin, end], tf.float32),
-            )
-            return tf.ensure_shape(samples, (None,))
-
-        return read
+        return sample_reader(self.paths, self.samples, *self.direct.T, self.sample_rate, self.parity)
 
     def some(self, numbers):
         """Files of these numbers."""
@@ -83,7 +65,7 @@ class Files:
         16-bit wavs are told by their headers; the samples of others, which may not be finite, are read.
         """
         audio_files(self.paths, self.sample_rate)
-        others = [path for path, direct in zip(self.paths, self.direct) if not direct]
+        others = [path for path, offset in zip(self.paths, self.direct[:, 0]) if offset < 0]
         parallel_map(_read_through, others, workers_for(others), "read files")
 
 
@@ -96,7 +78,7 @@ def audio_files(paths, sample_rate, resampled=True, parity=False):
     Raises:
       UserError: a file is missing or unusable (see feat.audio.wav_info), or has another rate.
     """
-    headers = parallel_map(_header, paths, workers_for(paths), "check files")
+    headers = parallel_map(functools.partial(_header, sample_rate), paths, workers_for(paths), "check files")
     for path, (info, _) in zip(paths, headers, strict=True):
         if info.sample_rate != sample_rate and not resampled:
             raise UserError(
@@ -104,17 +86,15 @@ def audio_files(paths, sample_rate, resampled=True, parity=False):
                 f" resample it, e.g. sox IN -r {sample_rate} OUT"
             )
     samples = [-(-info.frames * sample_rate // info.sample_rate) for info, _ in headers]
-    direct = [is_wav and info.subtype == "PCM_16" and info.sample_rate == sample_rate for info, is_wav in headers]
-    return Files(list(paths), np.array(samples, np.int64), np.array(direct, bool), sample_rate, parity)
+    direct = np.array([direct for _, direct in headers], np.int64).reshape(-1, 2)
+    return Files(list(paths), np.array(samples, np.int64), direct, sample_rate, parity)
 
 
-def _header(path):
-    """(WavInfo, whether the file starts like a wav that TensorFlow reads, which excludes the extensible ones)."""
+def _header(sample_rate, path):
+    """(WavInfo, row of `Files.direct`) of a file."""
     info = wav_info(path)
-    with open(path, "rb") as file:
-        start = file.read(22)
-    wav = start[:4] == b"RIFF" and start[8:16] == b"WAVEfmt "
-    return info, wav and start[16:] in (b"\x10\0\0\0\x01\0", b"\x12\0\0\0\x01\0")
+    offset = samples_offset(path) if info.subtype == "PCM_16" and info.sample_rate == sample_rate else -1
+    return info, (-1, 0) if offset < 0 else (offset, info.channels)
 
 
 def _read_through(path):
@@ -130,26 +110,6 @@ def _is_silent(path):
 def _silent(paths):
     """bool [paths], which are silent."""
     return np.array(parallel_map(_is_silent, paths, workers_for(paths), "check for silence"), bool)
-
-
-def read_first_channel(path, sample_rate, parity=False, begin=0, end=None):
-    """float32 samples [begin, end) of the first channel of any file, at `sample_rate` Hz.
-
-    Args:
-      parity: resample as torchaudio does.
-
-    Raises:
-      UserError: there are NaN or infinite samples.
-    """
-    rate = soundfile.info(path).samplerate
-    whole = rate != sample_rate
-    span = {} if whole else {"start": begin, "stop": end}
-    samples = np.ascontiguousarray(soundfile.read(path, dtype="float32", always_2d=True, **span)[0][:, 0])
-    if not np.isfinite(samples).all():
-        raise UserError(f"{path}: holds NaN or infinite samples; make it again")
-    if whole:
-        samples = (resample_sinc if parity else resample)(samples, rate, sample_rate)[begin:end]
-    return samples.astype(np.float32)
 
 
 # Sets of triplets ---------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from absl import flags
 from feat.files import UserError, require_free_bytes
 from feat.lists import SETS, names_path, read_mixture_lines, write_mixture_lines
 from feat.mixing import LEVEL_REVISIONS, MODES, draw_sets
-from feat.mixture_tree import MixtureTree, claim_folder, needed_bytes, write_tree
+from feat.mixture_tree import MixtureTree, claim_folder, file_names, needed_bytes, write_tree
 
 AUDIO_EXTENSIONS = (".wav", ".flac")
 
@@ -95,7 +95,7 @@ def read_level_table(path):
       UserError: the file is missing, or a line does not hold a name and a positive number.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             rows = [re.split(r"[\s,;]+", line.strip()) for line in file]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: no level table can be read there; check --level_table") from error
@@ -171,9 +171,16 @@ def _require_sources(tree, lines_of_set):
     if not missing:
         return
     first = tree.source_path(missing[0])
+    beside = {name.lower() for name in file_names(os.path.dirname(first))}
+    stem = _stem(first).lower()
     mend = "check --wsj0_root or --corpus_root"
-    if os.path.exists(os.path.splitext(first)[0] + ".wv1"):
+    if stem + ".wv1" in beside:
         mend = "decode the .wv1 files beside it, e.g. sph2pipe -f wav IN.wv1 OUT.wav"
+    elif stem + ".wv2" in beside:
+        mend = (
+            f"{_stem(first)}.wv2 beside it is the second microphone of WSJ0; the mixtures are made of the close-talk"
+            " channel, so decode the .wv1 files, e.g. sph2pipe -f wav IN.wv1 OUT.wav"
+        )
     raise UserError(f"{first}: no such file; {len(missing)} of {len(paths)} utterances are missing; {mend}")
 
 

@@ -154,7 +154,7 @@ class TrainingData(train.DrawnData):
             if not FLAGS.segment_seconds:
                 raise UserError("--dynamic_mixing needs --segment_seconds, the length of the mixtures to make")
             names = read_list("tr")
-            self.pool = dataset.source_pool(self.settings, "tr", names)
+            self.pool = dataset.source_pool(self.settings, "tr", names, FLAGS.wav_list_folder)
             self.examples = len(names)
         else:
             self.training = utterances_of_flags("tr", with_estimates)

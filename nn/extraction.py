@@ -15,10 +15,10 @@ import sys
 import numpy as np
 import tensorflow as tf
 
-from feat.audio import read_blocks, resample, wav_info
+from feat.audio import read_blocks, read_first_channel, resample, wav_info
 from feat.files import UserError, brief
 from feat.graph import compiled
-from feat.triplet_dataset import SILENT_PEAK, read_first_channel
+from feat.triplet_dataset import SILENT_PEAK
 from models.spex_plus import BRANCHES, SAMPLE_RATES, SpexPlus
 from models.streaming_tasnet import StreamingExtractor
 from nn import checkpoint

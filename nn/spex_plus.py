@@ -23,13 +23,12 @@ from absl import flags
 from keras import ops
 
 from feat import dataset, triplet_dataset
-from feat.audio import wav_info
+from feat.audio import read_first_channel, wav_info
 from feat.files import UserError, brief, make_writable_directory, write_text
 from feat.librispeech_mix import find_speakers
 from feat.lists import names_path, read_names
 from feat.scp import ROOT_HELP
 from feat.talkers import find_genders, read_genders
-from feat.triplet_dataset import read_first_channel
 from feat.triplets import read_durations, read_speakers, read_triplets, require_labels, speakers_of
 from models import losses
 from models.conv_tasnet import NORMS, zero_behind

@@ -21,6 +21,29 @@ def wav(tmp_path):
     return path
 
 
+def write_as(path, samples, kind, rate=RATE):
+    """Writes 16-bit samples in one of the ways that wavs come in, whatever the name of the file says.
+
+    Args:
+        samples: int16 [samples] or [samples, channels].
+        kind: "plain", "extensible", "chunks" (odd ones before and behind the samples), "streamed" (of unknown
+            length), or a format of libsndfile.
+    """
+    container = {"plain": "WAV", "extensible": "WAVEX", "RIFX": "WAV", "chunks": "WAV", "streamed": "WAV"}
+    endian = "BIG" if kind == "RIFX" else "FILE"
+    soundfile.write(path, samples, rate, "PCM_16", format=container.get(kind, kind), endian=endian)
+    with open(path, "rb") as file:
+        data = file.read()
+    at = data.index(b"data") if data[:4] == b"RIFF" else None
+    if kind == "chunks":
+        data = data[:at] + b"LIST\x07\0\0\0INFOabc\0" + data[at:] + b"id3 \x05\0\0\0abcde\0"
+        data = data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:]
+    if kind == "streamed":
+        data = data[:4] + b"\xff" * 4 + data[8 : at + 4] + b"\xff" * 4 + data[at + 8 :]
+    with open(path, "wb") as file:
+        file.write(data)
+
+
 def refusal(path, read=audio.read_mono, **arguments):
     """The message of the refusal, which must be one line that names the file."""
     with pytest.raises(UserError) as refused:
@@ -117,6 +140,18 @@ def test_chunks_before_the_samples_are_skipped(wav):
     at = data.index(b"data")
     wav.write_bytes(data[:at] + b"LIST\x03\x00\x00\x00abc\x00" + data[at:])
     np.testing.assert_allclose(audio.read_mono(wav), tone(), atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["plain", "extensible", "chunks", "streamed", "RIFX", "RF64", "FLAC", "AIFF"])
+def test_wavs_of_all_kinds(tmp_path, kind):
+    samples = np.random.default_rng(0).integers(-30000, 30000, 500, np.int16)
+    path = tmp_path / "a.wav"
+    write_as(path, samples, kind)
+    np.testing.assert_array_equal(audio.read_pcm16(path, RATE), samples)
+    offset = audio.samples_offset(path)
+    assert (offset >= 0) == (kind in ("plain", "extensible", "chunks", "streamed"))
+    if offset >= 0:
+        np.testing.assert_array_equal(np.frombuffer(path.read_bytes()[offset:][:1000], "<i2"), samples)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -1,12 +1,21 @@
 """The input pipelines: what is in an epoch, in which order, and that it is the same again."""
 
+import dataclasses
+import pathlib
+import shutil
+
 import numpy as np
 import pytest
+import soundfile
 import speech
 import tensorflow as tf
+from test_audio import write_as
 
-from feat import dataset, feat_gen
+from feat import dataset, feat_gen, lists, wsj0_mix
+from feat.audio import read_pcm16, write_pcm16
 from feat.files import UserError
+from feat.mixing import draw_sets
+from feat.mixture_tree import MixtureTree
 
 SEGMENT = 9  # frames
 
@@ -118,6 +127,56 @@ def test_wavs_give_what_the_files_give(settings, utterances):
         assert make(from_wavs).element_spec == make(utterances).element_spec
 
 
+@pytest.mark.parametrize("kind", ["extensible", "chunks", "streamed", "RIFX", "RF64", "FLAC"])
+@pytest.mark.parametrize("sources", [["s1", "s2", "mix"], ["s2"]])
+def test_wavs_of_all_kinds_give_the_same(settings, utterances, pool, tmp_path, kind, sources):
+    """Whatever feat_gen.py reads, on the fly too, to the last bit."""
+    shutil.copytree(settings.data_folder, tmp_path / "data")
+    for source in sources:
+        for path in (tmp_path / "data").rglob(f"{source}/*.wav"):
+            write_as(path, read_pcm16(path), kind)
+    changed = dataclasses.replace(settings, data_folder=str(tmp_path / "data"))
+    dataset.cached_utterances(changed, "tr", utterances.names)
+    plain, fresh = (dataset.wav_utterances(some, "tr", utterances.names) for some in (settings, changed))
+    ours, theirs = (dataset.training_batches(some, 2, 0, 0, segment_frames=7) for some in (fresh, plain))
+    assert ours.element_spec == theirs.element_spec
+    speech.assert_same_batches(speech.listed(ours), speech.listed(theirs))
+    ours = dataset.mixed_batches(dataset.source_pool(changed, "tr", utterances.names), 2, 4, 20, 0, 0)
+    speech.assert_same_batches(speech.listed(ours), speech.listed(dataset.mixed_batches(pool, 2, 4, 20, 0, 0)))
+
+
+@pytest.mark.parametrize("subtype", ["PCM_24", "FLOAT"])
+def test_what_feat_gen_refuses_is_refused_before_training(settings, utterances, tmp_path, subtype):
+    shutil.copytree(settings.data_folder, tmp_path / "data")
+    changed = dataclasses.replace(settings, data_folder=str(tmp_path / "data"))
+    pool = dataset.source_pool(changed, "tr", utterances.names)
+    path = changed.wav_paths("tr", utterances.names[3])[0]
+    soundfile.write(path, read_pcm16(path) / 32768, 8000, subtype)
+    for refused in (
+        lambda: feat_gen.read_mixture(changed, "tr", utterances.names[3]),
+        lambda: dataset.wav_utterances(changed, "tr", utterances.names),
+        lambda: dataset.source_pool(changed, "tr", utterances.names),
+        pool.check,
+    ):
+        with pytest.raises(UserError, match=f"{path}: samples are {subtype}, 16-bit PCM is needed"):
+            refused()
+
+
+@pytest.mark.parametrize("kind", ["plain", "extensible", "FLAC"])
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no audio " * len(data)])
+def test_a_wav_that_went_bad_is_named(settings, utterances, tmp_path, kind, damage):
+    shutil.copytree(settings.data_folder, tmp_path / "data")
+    changed = dataclasses.replace(settings, data_folder=str(tmp_path / "data"))
+    path = pathlib.Path(changed.wav_paths("tr", utterances.names[3])[1])
+    write_as(path, read_pcm16(path), kind)
+    fresh = dataset.wav_utterances(changed, "tr", utterances.names)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=str(path)):
+        list(dataset.evaluate(fresh))
+    with pytest.raises(UserError, match=str(path)):
+        dataset.wav_utterances(changed, "tr", utterances.names)
+
+
 def test_segments_are_all_frames_in_pieces(utterances):
     count = dataset.segment_count(utterances, SEGMENT)
     assert count == sum(-(-frames // SEGMENT) for frames in utterances.frames)
@@ -134,15 +193,15 @@ def test_segments_are_all_frames_in_pieces(utterances):
         assert sorted(x.tobytes() for x in expected) == sorted(x.tobytes() for x in some)
 
 
-def test_dynamic_mixing_pairs_different_talkers(pool, monkeypatch):
-    """Reads are replaced by the number of the talker, so that a batch says who is in it."""
-    talker = tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer(tf.constant(pool.paths), tf.constant(pool.talkers + 1.0, tf.float32)), -1.0
-    )
-    monkeypatch.setattr(dataset, "_read_wav", lambda path: tf.fill([5000], talker[path]))
+def test_dynamic_mixing_pairs_different_talkers(pool, tmp_path):
+    """Wavs are replaced by the number of the talker, so that a batch says who is in it."""
+    paths = [str(tmp_path / f"{i}.wav") for i in range(len(pool))]
+    for path, talker in zip(paths, pool.talkers):
+        write_pcm16(path, np.full(5000, (talker + 1) / 8), 8000)
+    numbers = dataclasses.replace(pool, paths=paths, samples=np.full(len(pool), 5000))
     seen = set()
     for epoch in range(3):
-        for batch in speech.listed(dataset.mixed_batches(pool, 4, 5, SEGMENT, 0, epoch, gain_db=0.0)):
+        for batch in speech.listed(dataset.mixed_batches(numbers, 4, 5, SEGMENT, 0, epoch, gain_db=0.0)):
             # Utterances are put at equal power, here by their true levels.
             values = batch["waveforms"][..., 0] / batch["waveforms"][:, :1, 0]
             seen |= set(np.round(values[:, 1], 4))
@@ -175,6 +234,70 @@ def test_dynamic_mixing_leaves_silent_utterances_out(tmp_path):
     assert len(dataset.source_pool(settings, "tr", lists["tr"])) == 5
     with pytest.raises(UserError, match="1 talker"):
         dataset.source_pool(settings, "tr", ["a-1_0_a-2_0"][:0] or lists["tr"][:1])
+
+
+@pytest.fixture
+def readers(tmp_path):
+    """Mixtures drawn from three talkers whose files have the same names; the samples of one are all alike."""
+    for talker in range(3):
+        for k, name in enumerate(("sa1", "sa2", "sx9")):
+            path = tmp_path / "in" / "tr" / f"talker_{talker}" / "deep" / f"{name}.wav"
+            write_pcm16(path, np.tile([0.1, -0.1], 2000) * (1 + 3 * talker + k) / 9, 8000)
+    utterances = wsj0_mix.find_utterances(tmp_path / "in", 0, {})
+    lines = draw_sets(utterances, {"tr": 30}, 2, 0)
+    tree = MixtureTree(str(tmp_path / "in"), str(tmp_path / "out"), str(tmp_path / "out" / "lists"))
+    wsj0_mix.make_mixtures(tree, lines, {"sa1": 1.0, "sa2": 1.0, "sx9": 1.0}, num_workers=1)
+    return feat_gen.FeatureSettings(str(tmp_path / "out"), "", fft_size=64, hop_size=32), lines["tr"]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_talkers_who_share_file_names(readers, tmp_path, elsewhere):
+    settings, lines = readers
+    folder = str(tmp_path / "out" / "lists")
+    if elsewhere:  # a shorter list of the user's own
+        lists.write_name_lists(tmp_path / "some", "tr", lines)
+        for path in (tmp_path / "some").glob("*_[12]"):
+            path.unlink()
+        folder = str(tmp_path / "some")
+    names = lists.read_names(folder, "tr")
+    pool = dataset.source_pool(settings, "tr", names, folder)
+    assert sorted(pool.talkers) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    talker_of = {}
+    for line in lines:
+        for source, path in zip(settings.wav_paths("tr", line.name), line.paths):
+            talker_of[source] = path.split("/")[1]
+    assert [f"talker_{number}" for number in pool.talkers] == [talker_of[path] for path in pool.paths]
+
+
+def test_talkers_of_lists_without_paths_are_those_of_the_names(readers, tmp_path, capsys):
+    settings, lines = readers
+    names = [line.name for line in lines]
+    shutil.rmtree(tmp_path / "out" / "lists")
+    assert len(dataset.source_pool(settings, "tr", names)) == 3
+    assert "warning: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kept", ["mix_2_spk_min_tr_*", "mix_2_spk_tr.txt"])
+def test_the_pool_of_wsj0_is_that_of_its_names(settings, tmp_path, capsys, kept):
+    spoken = [("01t", "01to030v"), ("20g", "20go010e"), ("02e", "02eo0306"), ("01t", "01tc0201"), ("20g", "20ga010m")]
+    spoken = [f"wsj0/si_tr_s/{talker}/{utterance}.wav" for talker, utterance in spoken]
+    pairs = [(0, 1), (2, 3), (1, 2), (4, 0), (2, 4), (3, 4)]
+    lines = [lists.MixtureLine((spoken[a], spoken[b]), ("0.76421", "-0.76421")) for a, b in pairs]
+    for i, line in enumerate(lines):
+        speech.write_mixture(tmp_path, "tr", line.name, [speech.voice(k, i, 0.1) for k in range(2)])
+    changed = dataclasses.replace(settings, data_folder=str(tmp_path / "data"))
+    names = [line.name for line in lines]
+    by_names = dataset.source_pool(changed, "tr", names)
+    lists.write_name_lists(tmp_path / "all", "tr", lines)
+    lists.write_mixture_lines(tmp_path / "all", "tr", lines)
+    (tmp_path / "lists").mkdir()
+    for path in (tmp_path / "all").glob(kept):
+        shutil.copy(path, tmp_path / "lists")
+    by_lists = dataset.source_pool(changed, "tr", names, str(tmp_path / "lists"))
+    assert by_lists.paths == by_names.paths and len(by_names) == 5
+    for key in ("talkers", "levels", "samples", "offsets"):
+        np.testing.assert_array_equal(getattr(by_lists, key), getattr(by_names, key))
+    assert capsys.readouterr().out == ""
 
 
 def test_one_tracing_for_all_lengths(pipeline):

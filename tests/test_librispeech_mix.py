@@ -1,5 +1,6 @@
 """Triplets for target-speaker extraction: made from recordings, listed, and fed to training."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ import pyloudnorm
 import pytest
 import soundfile
 from speech import assert_same_batches, listed, refuse, run, succeed, voice
+from test_audio import write_as
 
 from feat import dataset, librispeech_mix, triplet_dataset, triplet_mixing, triplets
 from feat.audio import read_mono, read_pcm16, resample, resample_sinc, wav_info, write_pcm16
@@ -507,6 +509,26 @@ def test_other_rates_are_resampled_or_refused(tmp_path):
         assert batch["samples"] == len(expected)
     with pytest.raises(UserError, match="22050 Hz, 8000 Hz is needed"):
         triplet_dataset.triplet_set([record], RATE, resampled=False)
+
+
+@pytest.mark.parametrize("kind", ["extensible", "chunks", "streamed", "RIFX", "RF64", "FLAC"])
+def test_wavs_of_all_kinds_give_the_same(made, tmp_path, kind):
+    records = triplets.read_triplets(made / "tt")
+    changed = [
+        dataclasses.replace(record, mixture=str(tmp_path / f"{i}m.wav"), enrolments=(str(tmp_path / f"{i}e.wav"),))
+        for i, record in enumerate(records)
+    ]
+    for before, after in zip(records, changed):
+        write_as(after.mixture, read_pcm16(before.mixture), kind)
+        # Of several channels the first counts.
+        speech = read_pcm16(before.enrolments[0])
+        write_as(after.enrolments[0], np.stack([speech, speech[::-1]], axis=1), kind)
+    ours, theirs = (triplet_dataset.triplet_set(some, RATE) for some in (changed, records))
+    for make in (triplet_dataset.evaluation_batches, lambda some: triplet_dataset.training_batches(
+        some, 2, 0, 0, segment_samples=3000, enrolment_samples=5000
+    )):  # fmt: skip
+        assert make(ours).element_spec == make(theirs).element_spec
+        assert_same_batches(listed(make(ours)), listed(make(theirs)))
 
 
 def test_a_file_that_went_bad_is_named(made, tmp_path, corpus):

@@ -86,6 +86,14 @@ def test_a_binary_file_is_no_list(tmp_path):
     assert "not a text file" in refusal(lists.read_names, tmp_path, "tr")
 
 
+def test_lists_of_windows_editors(tmp_path):
+    """A byte order mark at the start of a list is no part of the first name."""
+    (tmp_path / "mix_2_spk_min_tr_mix").write_bytes(b"\xef\xbb\xbfa_1_b_-1\r\nc_1_d_-1\r\n")
+    (tmp_path / "mix_2_spk_tr.txt").write_bytes(b"\xef\xbb\xbf" + PUBLISHED.encode())
+    assert lists.read_names(tmp_path, "tr") == ["a_1_b_-1", "c_1_d_-1"]
+    assert lists.read_mixture_lines(tmp_path, "tr")[0].paths[0] == "wsj0/si_tr_s/01t/01to030v.wav"
+
+
 def test_where_the_wavs_of_a_name_lie():
     paths = lists.mixture_paths("data", "tr", "x_1_y_-1")
     assert paths == {
@@ -106,3 +114,41 @@ def test_talkers_are_read_off_the_names():
     assert [lists.talker_of(x) for x in ("01to030v", "1089-134686-0000", "t3-tr1")] == ["01t", "1089", "t3"]
     with pytest.raises(UserError, match="leave --dynamic_mixing out"):
         lists.parts_of_name("no gains here", 2)
+
+
+def test_source_paths_are_found_by_the_name_of_the_mixture(tmp_path):
+    lines = [
+        MixtureLine(("tr/x/sa1.wav", "tr/y/sa1.wav"), ("1.5", "-1.5")),
+        MixtureLine(("tr/y/sa2.wav", "tr/z_1/sa1.wav"), ("-6.9829e-05", "6.9829e-05")),
+    ]
+    assert lists.read_source_paths(tmp_path, "tr") == {}
+    lists.write_name_lists(tmp_path, "tr", lines)
+    expected = {line.name: list(line.paths) for line in lines}
+    assert lists.read_source_paths(tmp_path, "tr") == expected
+    # Lists that do not go together line by line say nothing; what the mixtures were made of does.
+    names = tmp_path / "mix_2_spk_min_tr_mix"
+    for text in (lines[1].name + "\n", f"{lines[1].name}\n{lines[0].name}\n"):
+        names.write_text(text)
+        (tmp_path / "mix_2_spk_tr.txt").unlink(missing_ok=True)
+        assert lists.read_source_paths(tmp_path, "tr") == {}
+        lists.write_mixture_lines(tmp_path, "tr", lines)
+        assert lists.read_source_paths(tmp_path, "tr") == expected
+
+
+@pytest.mark.parametrize(
+    "rows, folders",
+    [
+        ([["wsj0/si_tr_s/01t/a.wav", "wsj0/si_tr_s/20g/b.wav"], ["wsj0/si_et_05/440/a.wav", "wsj0/si_dt_05/050/b"]], 3),
+        ([["tr/x/sa1.wav", "tr/y/deep/sa1.wav"]], 2),
+        ([["103/1240/a.flac", "104/1240/a.flac"], ["103/1241/b.flac", "105/7/b.flac"]], 1),
+        ([["/data/DR1/x/a.wav", "/data/DR1/y/a.wav"], ["/data/DR1/x/a.wav", "/data/DR2/z/a.wav"]], 4),
+    ],
+)
+def test_talkers_are_read_off_the_folders(rows, folders):
+    expected = {path: "/".join(path.split("/")[:folders]) for row in rows for path in row}
+    assert lists.talkers_of_paths(rows) == expected
+
+
+@pytest.mark.parametrize("rows", [[], [["a.wav", "b.wav"]], [["x/a.wav", "x/b.wav"], ["x/a.wav", "y/b.wav"]]])
+def test_folders_that_tell_no_talkers(rows):
+    assert lists.talkers_of_paths(rows) is None

@@ -15,7 +15,7 @@ from feat.audio import read_mono, read_pcm16, wav_info, write_pcm16
 from feat.files import UserError
 from feat.lists import SETS, mixture_paths, read_mixture_lines, read_names
 from feat.mixing import active_level
-from feat.mixture_tree import measure_level
+from feat.mixture_tree import MixtureTree, measure_level
 
 LINES_2 = """wsj0/si_tr_s/01t/01to030v.wav 1.9857 wsj0/si_tr_s/02e/02eo0306.wav -1.9857
 wsj0/si_tr_s/02e/02eo0306.wav 6.9829e-05 wsj0/si_tr_s/20g/20go010e.wav -6.9829e-05
@@ -162,13 +162,33 @@ def test_level_tables_of_all_shapes(tmp_path):
     assert wsj0_mix.read_level_table(path) == {"01to030v": 4.0785e-03, "02eo0306": 7e-4}
 
 
-def test_what_is_missing_is_named(wsj0):
+def test_a_level_table_of_a_windows_editor(tmp_path):
+    path = tmp_path / "levels.txt"
+    path.write_bytes(b"\xef\xbb\xbf01to030v 4e-3\r\n02eo0306 7e-4\r\n")
+    assert wsj0_mix.read_level_table(path) == {"01to030v": 4e-3, "02eo0306": 7e-4}
+
+
+@pytest.mark.parametrize(
+    "extension, said",
+    [
+        (".wv1", "decode the .wv1 files beside it"),
+        (".WV1", "decode the .wv1 files beside it"),
+        (".wv2", "02eo0306.wv2 beside it is the second microphone"),
+        (".WV2", "decode the .wv1 files, e.g. sph2pipe"),
+        (".sph", "check --wsj0_root"),
+    ],
+)
+def test_what_is_missing_is_named(wsj0, extension, said):
     missing = wsj0 / "wsj0" / "si_tr_s" / "02e" / "02eo0306.wav"
-    missing.rename(missing.with_suffix(".wv1"))
-    line = fail(*flags_of(wsj0))
-    assert str(missing) in line
-    assert "1 of 3 utterances" in line
-    assert "sph2pipe" in line
+    missing.rename(missing.with_suffix(extension))
+    tree = MixtureTree(str(wsj0), str(wsj0 / "out"), str(wsj0 / "out" / "lists"))
+    with pytest.raises(UserError) as refused:
+        wsj0_mix.make_mixtures(tree, {"tr": read_mixture_lines(wsj0 / "lists", "tr")})
+    assert str(refused.value).startswith(f"{missing}: no such file; 1 of 3 utterances are missing; ")
+    assert said in str(refused.value)
+
+
+def test_no_folder_of_wsj0(wsj0):
     with pytest.raises(UserError, match="no folder wsj0"):
         wsj0_mix.find_wsj0(wsj0 / "lists")
 

@@ -21,7 +21,7 @@ def read_boxes(path):
       UserError: it is no such file.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             rows = [line.split(",") for line in file.read().split("\n")[1:] if line.strip()]
         if any(len(row) != 6 for row in rows):
             raise ValueError("a line has not 6 fields")
