@@ -37,18 +37,21 @@ install() {
 
 # Whether script $1 has the flag $2.
 has_flag() {
-  local files=("$1")
+  local shared=/dev/null others
   case $1 in
-    nn/simul_group.py | nn/seq_group.py) files+=(nn/deep_casa.py nn/train.py nn/devices.py feat/feat_gen.py) ;;
-    nn/spex_plus.py | nn/binaural_tasnet.py) files+=(nn/train.py nn/devices.py) ;;
-    nn/looking_to_listen.py) files+=(nn/train.py nn/devices.py) ;;
-    nn/diffsep.py) files+=(nn/diffsep_flags.py nn/train.py nn/devices.py) ;;
-    nn/diffsep_evaluate.py) files+=(nn/diffsep_flags.py) ;;
+    nn/simul_group.py | nn/seq_group.py) shared="nn/deep_casa.py nn/train.py nn/devices.py feat/feat_gen.py" ;;
+    nn/spex_plus.py | nn/binaural_tasnet.py) shared="nn/train.py nn/devices.py" ;;
+    nn/looking_to_listen.py) shared="nn/train.py nn/devices.py" ;;
+    nn/diffsep.py) shared="nn/diffsep_flags.py nn/train.py nn/devices.py" ;;
+    nn/diffsep_evaluate.py) shared=nn/diffsep_flags.py ;;
   esac
+  # What the shared files define for others: feat_gen.py, the last of them, for itself, deep_casa.py for stage 2 alone.
+  others='/^if __name__/,$d'
+  [ "$1" != nn/simul_group.py ] || others+='; /^def define_grouping_flags/,/^$/d'
   local any_set=$2
   # The corpus has some flags once for each set.
   case $2 in tr_* | cv_* | tt_* | train_* | val_* | test_*) any_set="[{][a-z_]*name}_${2#*_}" ;; esac
-  cat "${files[@]}" | tr '\n' ' ' | grep -qE "DEFINE_[a-z_]+\( *f?\"($2|$any_set)\""
+  { cat "$1" && sed "$others" $shared; } | tr '\n' ' ' | grep -qE "DEFINE_[a-z_]+\( *f?\"($2|$any_set)\""
 }
 
 # Takes the flags of a pipeline: `given` gets all of them as --name=value, user_flags those that are for its scripts.
@@ -68,6 +71,11 @@ read_flags() {
     given+=("$flag")
     name=${flag#--}
     name=${name%%=*}
+    case $name=$flag in
+      stage=--stage | stop_stage=--stop_stage | preset=--preset | exp_name=--exp_name | time_stamp=--time_stamp)
+        fail "$flag: a value is missing; give $flag VALUE"
+        ;;
+    esac
     case $not_handed_on in *" $name "*) continue ;; esac
     case $stages in *" ${name%%.*} "*) name=${name#*.} ;; esac
     case $set_by_stages in
@@ -82,6 +90,11 @@ read_flags() {
   done
   preset=$(value_of preset small) stage=$(value_of stage 1) stop_stage=$(value_of stop_stage 9)
   time_stamp=$(value_of time_stamp test)
+  for name in stage stop_stage; do
+    case ${!name} in
+      "" | *[!0-9]* | ?????*) fail "--$name ${!name}: should be the number of a stage, such as --$name 3" ;;
+    esac
+  done
 }
 
 # The value that flag $1 was given, or else $2.
@@ -91,6 +104,19 @@ value_of() {
     case $flag in --"$1"=*) value=${flag#*=} ;; esac
   done
   echo "$value"
+}
+
+# Whether the switch $2 is on for the stage $1 of what follows, flags the last of which counts.
+is_on() {
+  local only=$1 name=$2 flag on=
+  shift 2
+  for flag in "$@"; do
+    case ${flag/#"--$only."/--} in
+      --"$name" | --"$name"=[tT1]*) on=1 ;;
+      --no"$name" | --"$name"=[fF0]*) on= ;;
+    esac
+  done
+  [ -n "$on" ]
 }
 
 # Whether stage $1, called $2, should run; says so.
@@ -146,16 +172,15 @@ deep_casa() {
     "feat/voices.py feat/feat_gen.py nn/simul_group.py nn/seq_group.py nn/evaluate.py" "$@"
   local data lists exp_name pit own_corpus=
   data=$(value_of data_folder corpus) lists=$(value_of wav_list_folder corpus/lists)
-  exp_name=$(value_of exp_name deep_casa) pit=$(value_of pit frame)
+  exp_name=$(value_of exp_name deep_casa) pit=$(value_of simul.pit "$(value_of pit frame)")
   [ -n "$(value_of data_folder "")$(value_of wav_list_folder "")" ] || own_corpus=1
 
   local common=(--data_folder="$data" --wav_list_folder="$lists" --exp_name="$exp_name")
-  local corpus_flags=() feature_sets=tr,cv,tt simul_flags=() seq_flags=() stft_flags=()
+  local corpus_flags=() simul_flags=() seq_flags=() stft_flags=()
   local models=exp/$exp_name/models
   case $preset in
     small) # Small enough for two CPU cores; every number was tried on the built-in corpus.
       corpus_flags=(--tr_talkers=200 --tr_mixtures=1000 --cv_mixtures=20 --tt_mixtures=60)
-      feature_sets=cv,tt
       stft_flags=(--hop_size=128)
       local small=(--n_layers=3 --dynamic_mixing --lr_schedule=cosine --keep_checkpoints=2 --clip_norm=5)
       simul_flags=("${small[@]}" --n_channels=16 --keep_prob=1 --segment_seconds=3 --batch_size=1
@@ -167,10 +192,23 @@ deep_casa() {
     original) ;; # the scripts' own defaults
     *) fail "--preset $preset: there are small and original" ;;
   esac
-  [ -z "$own_corpus" ] && feature_sets=tr,cv,tt
-  local dynamic=()
-  case " ${seq_flags[*]} ${user_flags[*]} " in
-    *" --dynamic_mixing "* | *" --on_the_fly "*) dynamic=(--simul_model="$models/${time_stamp}_simul/best") ;;
+  # What each stage reads from files of features: nothing on the fly, and no training set that is mixed from the wavs.
+  local simul_sets=tr,cv,tt seq_sets=tr,cv,tt feature_sets simul_model=() pictures=$models/${time_stamp}_simul/pictures
+  ! is_on simul dynamic_mixing "${simul_flags[@]}" "${user_flags[@]}" || simul_sets=cv,tt
+  ! is_on simul on_the_fly "${simul_flags[@]}" "${user_flags[@]}" || simul_sets=
+  ! is_on seq dynamic_mixing "${seq_flags[@]}" "${user_flags[@]}" || seq_sets=cv,tt
+  ! is_on seq on_the_fly "${seq_flags[@]}" "${user_flags[@]}" || seq_sets=
+  # What it does not read it makes by the first stage.
+  [ "$seq_sets" = tr,cv,tt ] || simul_model=(--simul_model="$models/${time_stamp}_simul/best")
+  if [ "$pit" = frame ]; then
+    pictures+="  $models/${time_stamp}_seq/pictures"
+  else
+    seq_sets=
+  fi
+  case "$simul_sets $seq_sets" in
+    *tr,*) feature_sets=tr,cv,tt ;;
+    *cv,*) feature_sets=cv,tt ;;
+    *) feature_sets= ;;
   esac
 
   install corpus
@@ -185,7 +223,11 @@ deep_casa() {
     fi
   fi
   if run_stage 2 "features"; then
-    script all feat/feat_gen.py "${common[@]}" "${stft_flags[@]}" --sets=$feature_sets
+    if [ -n "$feature_sets" ]; then
+      script all feat/feat_gen.py "${common[@]}" "${stft_flags[@]}" --sets=$feature_sets
+    else
+      echo "computed from the wavs on the fly, nothing to make"
+    fi
   fi
   if run_stage 3 "training of simultaneous grouping"; then
     script simul nn/simul_group.py "${common[@]}" "${stft_flags[@]}" "${simul_flags[@]}" \
@@ -193,27 +235,30 @@ deep_casa() {
   fi
   local simul=(nn/simul_group.py "${common[@]}" "${stft_flags[@]}" "${simul_flags[@]}"
     --resume_model="$models/${time_stamp}_simul/best")
-  if [ $pit = frame ] && run_stage 4 "estimates for sequential grouping"; then
-    script simul "${simul[@]}" --is_deploy=2 --export_sets=$feature_sets
+  if [ "$pit" = frame ] && run_stage 4 "estimates for sequential grouping"; then
+    if [ -n "$seq_sets" ]; then
+      script simul "${simul[@]}" --is_deploy=2 --export_sets=$seq_sets
+    else
+      echo "made by the first stage on the fly, nothing to write"
+    fi
   fi
-  if [ $pit = frame ] && run_stage 5 "training of sequential grouping"; then
-    script seq nn/seq_group.py "${common[@]}" "${stft_flags[@]}" "${seq_flags[@]}" "${dynamic[@]}" \
+  if [ "$pit" = frame ] && run_stage 5 "training of sequential grouping"; then
+    script seq nn/seq_group.py "${common[@]}" "${stft_flags[@]}" "${seq_flags[@]}" "${simul_model[@]}" \
       --time_stamp="${time_stamp}_seq" --is_deploy=0
   fi
   if run_stage 6 "inference"; then
     script simul "${simul[@]}" --is_deploy=1
-    if [ $pit = frame ]; then
-      script seq nn/seq_group.py "${common[@]}" "${stft_flags[@]}" "${seq_flags[@]}" "${dynamic[@]}" \
+    if [ "$pit" = frame ]; then
+      script seq nn/seq_group.py "${common[@]}" "${stft_flags[@]}" "${seq_flags[@]}" "${simul_model[@]}" \
         --resume_model="$models/${time_stamp}_seq/best" --is_deploy=1
     fi
   fi
   if run_stage 7 "evaluation"; then
     local estimates=()
-    [ $pit = frame ] && estimates=(--estimates="stage 1, oracle order=exp/$exp_name/output_tt/oracle_order")
-    script all nn/evaluate.py --output_folder="exp/$exp_name/scores" \
+    [ "$pit" = frame ] && estimates=(--estimates="stage 1, oracle order=exp/$exp_name/output_tt/oracle_order")
+    script all nn/evaluate.py --data_folder="$data" --wav_list_folder="$lists" --output_folder="exp/$exp_name/scores" \
       "${estimates[@]}" --estimates="final=exp/$exp_name/output_tt/files"
-    say_where "separated wavs" "exp/$exp_name/output_tt/files" \
-      "$models/${time_stamp}_simul/pictures  $models/${time_stamp}_seq/pictures" "$models" "exp/$exp_name/scores"
+    say_where "separated wavs" "exp/$exp_name/output_tt/files" "$pictures" "$models" "exp/$exp_name/scores"
   fi
   echo "done in $((SECONDS - start)) s"
 }

@@ -13,7 +13,7 @@ import struct
 
 import numpy as np
 
-from feat.files import UserError, atomic_path
+from feat.files import UserError, atomic_path, unreadable
 
 
 def feature_path(feat_folder, set_name, name):
@@ -38,7 +38,11 @@ def write_array(path, array):
 
 
 def array_shape(path):
-    """Shape that the .npy at `path` promises, or None if it is missing, no float32 .npy, or cut short."""
+    """Shape that the .npy at `path` promises, or None if it is missing, no float32 .npy, or cut short.
+
+    Raises:
+        UserError: it is there, but may not be read.
+    """
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
@@ -46,8 +50,10 @@ def array_shape(path):
             shape, fortran, dtype = read(file)
             size = os.fstat(file.fileno()).st_size
             whole = size == file.tell() + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-    except (OSError, ValueError, struct.error):
+    except (FileNotFoundError, ValueError, struct.error):
         return None
+    except OSError as error:
+        raise UserError(unreadable(path, error)) from error
     return shape if whole and dtype == np.dtype("<f4") and not fortran else None
 
 

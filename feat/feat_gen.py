@@ -16,7 +16,7 @@ from absl import flags
 
 from feat import cache
 from feat.audio import FULL_SCALE, read_pcm16, wav_info
-from feat.files import UserError, make_writable_directory, require_free_bytes
+from feat.files import UserError, make_writable_directory, require_free_bytes, size_text
 from feat.lists import SETS, mixture_paths, read_names, source_names
 from feat.parallel import parallel_map
 from feat.stft import num_frames, num_samples, stft_planes
@@ -150,7 +150,7 @@ def generate(settings, lists, num_workers=0):
     needed = sum(sizes)
     print(
         f"{settings.feat_folder}: {len(items) - len(todo)} of {len(items)} mixtures are there,"
-        f" {needed / 1e9:.2f} GB to write"
+        f" {size_text(needed)} to write"
     )
     require_free_bytes(settings.feat_folder, needed, "the features")
     silent = parallel_map(functools.partial(_write, settings), todo, num_workers, "features")

@@ -57,6 +57,16 @@ def write_text(path, text):
         file.write(text)
 
 
+def unreadable(path, error):
+    """Says that a file is there but cannot be opened, and why: an OSError."""
+    return f"{path}: cannot be read ({error.strerror}); mend its permissions, or make it again"
+
+
+def size_text(count):
+    """Bytes as a person reads them."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
 def free_bytes(path):
     """Free bytes on the disk that holds `path`, which need not exist yet."""
     path = os.path.abspath(path)
@@ -70,8 +80,7 @@ def require_free_bytes(path, needed, what):
     free = free_bytes(path)
     if needed > free:
         raise UserError(
-            f"{path}: {what} need {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free;"
-            " make room or choose another disk"
+            f"{path}: {what} need {size_text(needed)}, but {size_text(free)} are free; make room or choose another disk"
         )
 
 

@@ -16,11 +16,12 @@ import os
 import re
 import shutil
 import tempfile
+import weakref
 
 import numpy as np
 import tensorflow as tf
 
-from feat.files import UserError, brief, write_text
+from feat.files import UserError, brief, unreadable, write_text
 from nn import reference_checkpoint, torch_checkpoint
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -28,6 +29,10 @@ LOOP_STATE = "loop" + SUFFIX
 SAVING = ".saving_"  # start of the folder in which a checkpoint is written, before it is moved into place
 INDEX, DATA = ".index", ".data-00000-of-00001"
 THRESHOLD = ".threshold.json"  # see nn.extraction
+
+
+class DamagedError(UserError):
+    """A checkpoint that is there, but not whole."""
 
 
 def weight_names(variables):
@@ -126,7 +131,7 @@ def resolve(prefix):
         prefix = prefix.removesuffix(suffix)
     if os.path.basename(prefix) == "best" and os.path.isfile(prefix):
         with open(prefix, encoding="utf-8") as file:
-            return os.path.join(os.path.dirname(prefix), file.read().strip())
+            return os.path.join(os.path.dirname(prefix), file.read().strip("\r\n"))
     return prefix
 
 
@@ -149,12 +154,9 @@ def fingerprint(prefix):
 
 def numbered(folder):
     """[(step, prefix)] of the checkpoints in a folder, by step."""
-    found = []
-    for index in glob.glob(os.path.join(glob.escape(folder), "*_model.ckpt_step_*" + INDEX)):
-        match = re.fullmatch(r"(.*_model\.ckpt_step_(\d+))\.index", index)
-        if match:
-            found.append((int(match.group(2)), match.group(1)))
-    return sorted(found)
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    matches = [re.fullmatch(r"(.*_model\.ckpt_step_(\d+))\.index", name) for name in names]
+    return sorted((int(match[2]), os.path.join(folder, match[1])) for match in matches if match)
 
 
 def require(prefix):
@@ -190,14 +192,23 @@ class Reader:
     """The arrays of a checkpoint by name.
 
     Raises:
-        UserError: it is missing or cannot be read whole.
+        UserError: it is missing or cannot be opened.
+        DamagedError: it cannot be read whole.
     """
 
     def __init__(self, prefix):
         self.prefix = resolve(prefix)
         require(prefix)
+        files = [self.prefix + INDEX, *glob.glob(glob.escape(self.prefix) + ".data-*-of-*")]
+        for path in files:
+            try:
+                open(path, "rb").close()
+            except FileNotFoundError as error:  # what it links to is gone
+                raise self._broken() from error
+            except OSError as error:
+                raise UserError(unreadable(path, error)) from error
         try:
-            self._reader = tf.train.load_checkpoint(self.prefix)
+            self._reader = tf.train.load_checkpoint(self._plain_prefix(files))
             self.shapes = self._reader.get_variable_to_shape_map()
         except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
             raise self._broken() from error
@@ -208,8 +219,19 @@ class Reader:
         except (tf.errors.OpError, RuntimeError, ValueError, IndexError) as error:
             raise self._broken() from error
 
+    def _plain_prefix(self, files):
+        """The prefix, or where its name is a pattern to TensorFlow, which would look for others: a link to it."""
+        if not re.search(r"[][*?\\]", self.prefix):
+            return self.prefix
+        folder = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        plain = os.path.join(folder, "model")
+        for path in files:
+            os.symlink(os.path.abspath(path), plain + path[len(self.prefix) :])
+        return plain
+
     def _broken(self):
-        return UserError(f"{self.prefix}: damaged or half-written; give another checkpoint")
+        return DamagedError(f"{self.prefix}: damaged or half-written; give another checkpoint")
 
     @property
     def is_reference(self):
@@ -342,14 +364,19 @@ def training_state(reader, steps):
     """{field: value} of a nn.learning_rate.LoopState in which training goes on elsewhere; None if nothing tells.
 
     Args:
-        steps: of an epoch; checkpoints in PyTorch count epochs.
+        steps: of an epoch there; what was done here counts in epochs.
     """
     if isinstance(reader, torch_checkpoint.ArrayReader):
         done = reader.training.get("epochs")
         return None if done is None else {"step": done * steps + 1, "rate": reader.training["rate"]}
     stored = read_loop_state(reader)
+    if stored is None:
+        return None
     kept = ("step", "rate", "plateau_loss", "bad_epochs")
-    return stored and {name: stored["state"][name] for name in kept if name in stored["state"]}
+    state = {name: stored["state"][name] for name in kept if name in stored["state"]}
+    if epoch := stored.get("epoch"):  # of other batches or another list: at the same place of as many epochs
+        state["step"] = (state["step"] - 1) * steps // (epoch["examples"] // epoch["batch_size"]) + 1
+    return state
 
 
 def latest_whole(folder):
@@ -360,7 +387,7 @@ def latest_whole(folder):
             for name in reader.shapes:
                 reader(name)  # its checksums are compared
             return reader
-        except UserError:
+        except DamagedError:
             print(f"warning: {prefix}: damaged or half-written; it is passed over")
     return None
 

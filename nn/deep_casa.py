@@ -9,7 +9,7 @@ from feat import dataset
 from feat.audio import write_pcm16
 from feat.feat_gen import define_feature_flags, read_mixture, settings_from_flags
 from feat.files import UserError, atomic_path, make_writable_directory
-from feat.lists import read_names
+from feat.lists import names_path, read_names
 from feat.stft import num_frames
 from models.dense_unet import DenseUNet
 from models.grouping import SequentialGrouping
@@ -220,7 +220,8 @@ def train_stage(
             train.optimizer_name(), FLAGS.learning_rate, **({"beta_2": FLAGS.beta_2} if "beta_2" in FLAGS else {})
         )
         objective = make_objective(model)
-    epochs = train.epochs_from_flags(data.examples, whole)
+    source = names_path(FLAGS.wav_list_folder, "tr", FLAGS.talkers)
+    epochs = train.epochs_from_flags(data.examples, whole, source)
     settings = data.settings
     task = train.Task(
         system=system,

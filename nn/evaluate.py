@@ -536,7 +536,7 @@ def _frame_accuracy(path, talkers):
         with np.load(path, allow_pickle=False) as saved:
             assign, oracle, weight = (saved[key] for key in ("assign", "oracle", "weight"))
         shares = [metrics.frame_accuracy(assign, oracle, w, talkers) for w in (None, weight)]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: unusable ({error}); write it again or remove it") from error
     return dict(zip(FRAME_ACCURACIES, shares, strict=True))
 

@@ -17,6 +17,8 @@ class LoopState:
         validated_step: the last step before which validation took place.
         score: of that validation.
         plateau_loss, bad_epochs: the loss to beat and the epochs since, of PlateauRule and AnchorRule.
+        marked_score, marked_step: of the checkpoint that is marked best. The best from the moment that one is better
+            than the `best_score` that the original starts with; until then the best of those that there were.
     """
 
     step: int = 1
@@ -27,6 +29,12 @@ class LoopState:
     score: float = math.nan
     plateau_loss: float = math.nan
     bad_epochs: int = 0
+    marked_score: float = math.nan
+    marked_step: int = 0
+
+    def __post_init__(self):
+        if self.best_step and not self.marked_step:  # of a checkpoint that was written before these were
+            self.marked_score, self.marked_step = self.best_score, self.best_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,17 +47,20 @@ class Epochs:
         epochs: passes.
         whole: count in whole epochs, as the original does with segments; otherwise it ends at the last step
             before epochs * examples / batch_size, which is one short of whole epochs.
+        source: where the examples come from, for messages.
     """
 
     examples: int
     batch_size: int
     epochs: int
     whole: bool = False
+    source: str = ""
 
     def __post_init__(self):
         if self.examples < self.batch_size:
+            source = f"{self.source}: " if self.source else ""
             raise UserError(
-                f"{self.examples} training example(s) are fewer than the {self.batch_size} of a step;"
+                f"{source}{self.examples} training example(s) are fewer than the {self.batch_size} of a step;"
                 " lower --batch_size or --accumulate, or lengthen the list"
             )
 
@@ -349,13 +360,17 @@ def run_epochs(
         after_step: called with the state, in which the step is done.
     """
 
+    def reaches(score, best):
+        return math.isnan(best) or (score >= best if higher_is_better else score <= best)
+
     def judge():
         score = float(validate(state.step))
-        better = score >= state.best_score if higher_is_better else score <= state.best_score
-        if better or math.isnan(state.best_score):
+        if reaches(score, state.best_score):
             state.best_score, state.best_step = score, state.step
+        if reaches(score, state.marked_score):
+            state.marked_score, state.marked_step = score, state.step
         state.validated_step, state.score = state.step, score
-        save(state, state.best_step == state.step)
+        save(state, state.marked_step == state.step)
 
     while state.step <= epochs.total:
         if epochs.starts(state.step):

@@ -332,7 +332,8 @@ def train_model():
             model.start_as_mixture()
         optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate)
     data = TrainingData(model)
-    epochs = train.epochs_from_flags(data.examples, whole=True)
+    examples_of = os.path.join(FLAGS.data_folder, FLAGS.train_table)
+    epochs = train.epochs_from_flags(data.examples, whole=True, source=examples_of)
     if FLAGS.lr_schedule == "original":
         rule = learning_rate.CyclicRule(
             FLAGS.learning_rate,

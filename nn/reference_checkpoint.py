@@ -7,6 +7,7 @@ weight of our models where it stands there. Adam and momentum slots carry the sa
 import numpy as np
 
 STAGES = {"separator/": "dense_unet", "grouping/": "sequential_grouping"}
+VANISHED = 1e-37  # powers below this are lost in float32
 NOT_WEIGHTS = ("/Adam", "/Adam_1", "/Momentum", "beta1_power", "beta2_power", "global_step")
 
 
@@ -133,7 +134,11 @@ def restore_slots(read, stored, model, optimizer):
 
 def _adam_steps(optimizer, beta_1_power, beta_2_power):
     """Steps done, from the powers of beta that TF 1 kept instead: beta ** (steps + 1)."""
-    powers = [(beta_1_power, optimizer.beta_1), (beta_2_power, optimizer.beta_2)]
-    power, beta = max(powers)  # the slower one is the more exact, and the last to vanish
-    # Where both have vanished in float32 the bias correction they stand for has too.
-    return round(np.log(max(power, 1e-37)) / np.log(beta)) - 1
+    # One that has vanished in float32 says that there were so many at least; its bias correction has vanished too.
+    first, second = (
+        max(0, round(np.log(max(power, VANISHED)) / np.log(beta)) - 1)
+        for power, beta in ((beta_1_power, optimizer.beta_1), (beta_2_power, optimizer.beta_2))
+    )
+    agree = abs(first - second) <= 1 + 0.01 * first or (beta_1_power <= VANISHED and second > first)
+    # The slower one is the more exact, and the last to vanish. It may be of another --beta_2 though; beta_1 is fixed.
+    return second if agree and optimizer.beta_2 > optimizer.beta_1 else first

@@ -21,7 +21,7 @@ from keras import ops
 
 from feat import cache, dataset
 from feat.feat_gen import settings_from_flags
-from feat.files import UserError, make_writable_directory, require_free_bytes, write_text
+from feat.files import UserError, make_writable_directory, require_free_bytes, size_text, write_text
 from feat.graph import compiled
 from feat.lists import SETS
 from feat.parallel import progress
@@ -195,7 +195,7 @@ def export():
     }
     needed = sum(4 * int(np.prod(shape(frames))) for missing in todo.values() for frames in missing.frames)
     count = sum(map(len, todo.values()))
-    print(f"{settings.feat_folder}: {count} estimates to write, {needed / 1e9:.2f} GB")
+    print(f"{settings.feat_folder}: {count} estimates to write, {size_text(needed)}")
     require_free_bytes(settings.feat_folder, needed, "the estimates")
     spectra = tf.TensorSpec([1, None, settings.bins, 2])
     forward = compiled(lambda mixture: model(mixture), spectra)

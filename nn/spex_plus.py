@@ -415,7 +415,8 @@ def train_model():
             f" {model.settings['classes']} apart; give --classes {data.classes}"
             + (", and --load in place of --resume_model" if FLAGS.resume_model else "")
         )
-    epochs = train.epochs_from_flags(data.examples, whole=True)
+    examples_of = FLAGS.corpus_folder if FLAGS.dynamic_mixing else ",".join(set_folders("tr"))
+    epochs = train.epochs_from_flags(data.examples, whole=True, source=examples_of)
     task = train.Task(
         system="spex_plus",
         model=model,

@@ -58,7 +58,7 @@ class Task:
         config: what config.json says besides, by the names of flags; a run that goes on must have the same.
         notes: what it says besides that may change.
         check_inputs: checks the files behind the batches again, after one could not be read; raises UserError.
-        names_of: (epoch, indices of its batch) -> names of the mixtures.
+        names_of: (epoch, indices of its batch) -> names of the mixtures; epoch None: of the validation set.
         pictures: (folder, step) -> None, writes summaries inside the default summary writer.
         fixed_lengths: all training batches have one length.
         count_macs: multiply-accumulates of a forward pass on a batch; None: nn.cost counts them.
@@ -114,7 +114,9 @@ class DrawnData:
     training = pool = validation = None
 
     def names_of(self, epoch, indices):
-        """Names of the mixtures that have these indices in the batches of an epoch."""
+        """Names of the mixtures that have these indices in the batches of an epoch; None: in those of validation."""
+        if epoch is None:
+            return [self.validation.names[index] for index in indices]
         if self.pool is None:
             return [self.training.names[index] for index in indices]
         paths, files = self.drawn_files(epoch, self.examples // self.batch_size * self.batch_size)
@@ -230,7 +232,7 @@ def options_from_flags(strategy, task, finish=True):
         raise UserError(f"--profile_steps {','.join(FLAGS.profile_steps)}: give first,last, such as 10,15") from None
     return TrainOptions(
         folder=run_folder(),
-        exp_name=FLAGS.exp_name,
+        exp_name=os.path.basename(os.path.normpath(FLAGS.exp_name)),  # which may be a folder in a folder
         strategy=strategy,
         resume_model=FLAGS.resume_model,
         load=FLAGS.load,
@@ -260,9 +262,9 @@ def optimizer_name():
     return FLAGS.optimizer or ("adam" if FLAGS.is_adam else "momentum")
 
 
-def epochs_from_flags(examples, whole=False):
-    """learning_rate.Epochs of the flags, for so many training examples."""
-    return learning_rate.Epochs(examples, FLAGS.batch_size * FLAGS.accumulate, FLAGS.epoch, whole)
+def epochs_from_flags(examples, whole=False, source=""):
+    """learning_rate.Epochs of the flags, for so many training examples; source: where they come from."""
+    return learning_rate.Epochs(examples, FLAGS.batch_size * FLAGS.accumulate, FLAGS.epoch, whole, source)
 
 
 def rule_from_flags(epochs, patience, higher_is_better=True):
@@ -355,10 +357,11 @@ def train(task, options):
             every=task.validate_epochs,
             after_step=run.stop_if_asked,
         )
+        run.look_at_last_step()
     early = "" if state.step > task.epochs.total else ", where it stopped improving"
     print(
-        f"{options.folder}: {state.step - 1} steps{early}, best validation {task.score} {state.best_score:.3f}"
-        f" at step {state.best_step}"
+        f"{options.folder}: {state.step - 1} steps{early}, best validation {task.score} {state.marked_score:.3f}"
+        f" at step {state.marked_step}"
     )
     return state
 
@@ -418,9 +421,10 @@ def _resume(task, options, step, state):
         raise UserError(
             f"{reader.prefix}: trained with another --ema_decay or --precision; give the same, or another --time_stamp"
         )
+    _require_same_epochs(options, stored.get("epoch", {}), task.epochs)
     state = learning_rate.LoopState(**stored["state"])
     # A run killed right after its best checkpoint was written has not marked it yet.
-    best = _prefix(options, state.best_step)
+    best = _prefix(options, state.marked_step)
     if os.path.exists(best + checkpoint.INDEX) and devices.is_chief(options.strategy):
         checkpoint.mark_best(best)
     return state, True
@@ -448,6 +452,28 @@ def _start_from(reader, task, options, step, state):
     else:
         print(f"{reader.prefix}: {restored} restored; starting at step 1")
     return state
+
+
+def _require_same_epochs(options, before, now):
+    """Raises UserError if the steps that were done were of another size, or of an epoch of another length.
+
+    Args:
+        before: {"batch_size", "examples"} of the checkpoint; empty in those that were written before these were.
+        now: learning_rate.Epochs.
+    """
+    mend = "give the same, or another --time_stamp, where --resume_model PREFIX starts from this one"
+    batch, examples = before.get("batch_size", now.batch_size), before.get("examples", now.examples)
+    if batch != now.batch_size:
+        size, times = now.batch_size // options.accumulate, options.accumulate
+        raise UserError(
+            f"{options.folder}: trained with {batch} example(s) a step, but --batch_size {size}"
+            f" --accumulate {times} make it {now.batch_size}; {mend}"
+        )
+    if examples != now.examples:
+        raise UserError(
+            f"{options.folder}: trained with {examples} example(s) an epoch, but {now.source or 'the training set'} has"
+            f" {now.examples} now; {mend}"
+        )
 
 
 def _require_same_model(options, config, model):
@@ -504,6 +530,7 @@ class Run:
         self.pending = collections.defaultdict(list)
         self.last_step = None
         self.bad_steps = []  # in a row
+        self.named = set()  # mixtures whose steps were left out
         self.signal = None
         self.handlers = {}
         self.profiling = False
@@ -565,7 +592,9 @@ class Run:
             raise self._out_of_memory(step, epoch, batches, error) from error
         for name, value in found.items():
             self.pending[name].append(value)
-        self._watch_for_bad_steps(_Step(step, epoch, batches, found["bad"]))
+        # Looks at the step before, so that no device has to wait.
+        self.look_at_last_step()
+        self.last_step = _Step(step, epoch, batches, found["bad"])
         self.bar.update()
         if step % self.options.log_steps == 0 or step == self.task.epochs.total:
             self._log(step, rate)
@@ -579,13 +608,16 @@ class Run:
             self.step.compile(distributed.element_spec)
         self.batches, self.epoch = dataset.checked(distributed, self.task.check_inputs), epoch
 
-    def _watch_for_bad_steps(self, newest):
-        # Looks at the step before, so that no device has to wait.
-        done, self.last_step = self.last_step, newest
-        if done is None or not float(done.bad):
+    def look_at_last_step(self):
+        """Names the mixtures of the last step, if it was left out; ends training after too many in a row."""
+        done, self.last_step = self.last_step, None
+        if done is None:
+            return
+        if not float(done.bad):
             self.bad_steps.clear()
             return
         self.bad_steps.append(done)
+        self._name_mixtures(done)
         if len(self.bad_steps) >= self.options.max_bad_steps:
             names = [name for some in self.bad_steps for name in self._names(some.epoch, some.batches)]
             raise UserError(
@@ -593,6 +625,25 @@ class Run:
                 f" last of them {done.number}, on {', '.join(dict.fromkeys(names))};"
                 " look at these files with feat/doctor.py, lower --learning_rate or set --clip_norm"
             )
+
+    def _name_mixtures(self, step):
+        """Says which mixtures a step was left out for, once each."""
+        names = np.array(self._names(step.epoch, step.batches))
+        broken = np.concatenate(
+            [
+                _not_finite({key: self.strategy.experimental_local_results(value)[i] for key, value in batch.items()})
+                for batch in step.batches
+                for i in range(len(self.strategy.experimental_local_results(batch["index"])))
+            ]
+        )
+        why = "its loss or gradient was not finite"
+        if broken.any():
+            names, why = names[broken], "numbers in it are not finite"
+        new = [name for name in dict.fromkeys(names.tolist()) if name not in self.named]
+        self.named.update(new)
+        if new:
+            self.bar.write(f"step {step.number} was left out: {', '.join(new)}: {why}", file=sys.stdout)
+            sys.stdout.flush()
 
     def _values(self, batches, key):
         """[examples] of this process, of all replicas and batches."""
@@ -609,7 +660,7 @@ class Run:
         return UserError(
             f"{self.options.folder}: out of memory in step {step}, whose longest mixture is {name} with"
             f" {frames.max() * self.task.seconds_per_frame:.1f} s ({brief(error)});"
-            " lower --batch_size (and raise --accumulate), or set --segment_seconds, and run it again"
+            " lower --batch_size and raise --accumulate by as much, or set --segment_seconds, and run it again"
         )
 
     def _profile(self, step):
@@ -638,6 +689,7 @@ class Run:
 
     def validate(self, step):
         """Mean of the metrics over the validation set; gives the score."""
+        self.look_at_last_step()
         if self.pending:
             self._log(step - 1, None)
         batches = devices.distribute(self.strategy, self.task.validation_batches)
@@ -661,10 +713,30 @@ class Run:
         self.logged_at = time.monotonic()
         if not math.isfinite(means[self.task.score]):
             raise UserError(
-                f"{self.options.folder}: validation {self.task.score} is {means[self.task.score]} before step {step};"
-                " lower --learning_rate or set --clip_norm, and start under another --time_stamp"
+                f"{self.options.folder}: validation {self.task.score} is {means[self.task.score]} before step {step}"
+                + self._why_not_finite()
             )
         return means[self.task.score]
+
+    def _why_not_finite(self):
+        """Goes through validation once more, a mixture at a time; names those whose loss or score is not finite."""
+        batches = self.task.validation_batches()
+        # Each process for itself, on one device.
+        function = make_validation_step(self.task.objective, tf.distribute.get_strategy(), batches.element_spec)
+        found, broken, count = [], [], 0
+        with self.step.averaged_weights():
+            for batch in dataset.checked(batches, self.task.check_inputs):
+                sums = function(batch)
+                count += 1
+                if not all(math.isfinite(float(sums[name])) for name in {"loss", self.task.score} & set(sums)):
+                    found += self.task.names_of(None, batch["index"].numpy())
+                    broken += _not_finite(batch).tolist()
+        learning = "lower --learning_rate or set --clip_norm, and start under another --time_stamp"
+        if any(broken):
+            names = [name for name, bad in zip(found, broken) if bad]
+            return f": numbers in {_some(names)} are not finite; mend or make its files again, and run it again"
+        # Where it is all of them, it is not for what is in them.
+        return f"{', in ' + _some(found) if 0 < len(found) < count else ''}; {learning}"
 
     def _show(self, means, step):
         """Scalars and pictures of a validation."""
@@ -683,13 +755,17 @@ class Run:
         if not self.chief:
             return
         prefix = _prefix(self.options, state.step)
-        loop = {"state": dataclasses.asdict(state)}
+        epochs = self.task.epochs
+        loop = {
+            "state": dataclasses.asdict(state),
+            "epoch": {"batch_size": epochs.batch_size, "examples": epochs.examples},
+        }
         checkpoint.save(prefix, self.task.model, self.task.optimizer, loop, self.step.state)
         if is_best:
             checkpoint.mark_best(prefix)
         if self.options.keep_checkpoints:
             for step, old in checkpoint.numbered(self.options.folder)[: -self.options.keep_checkpoints]:
-                if step != state.best_step:
+                if step != state.marked_step:
                     checkpoint.remove(old)
 
     def _log(self, step, rate):
@@ -721,6 +797,24 @@ class Run:
             for name, value in numbers.items():
                 tf.summary.scalar(name, value, step)
         self.bar.set_postfix(shown, refresh=False)
+
+
+def _not_finite(batch):
+    """Which examples of a batch hold numbers that are not finite, bool [batch]."""
+    return np.any(
+        [
+            [not np.isfinite(example).all() for example in value.numpy()]
+            for value in batch.values()
+            if value.dtype.is_floating
+        ],
+        axis=0,
+    )
+
+
+def _some(names, most=3):
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def make_validation_step(objective, strategy, element_spec):

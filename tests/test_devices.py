@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +16,8 @@ import tensorflow as tf
 from keras import ops
 
 from feat import cache, dataset
-from nn import devices
+from feat.files import UserError
+from nn import devices, learning_rate
 from nn.optimizers import make_optimizer
 from nn.step import TrainStep
 
@@ -216,7 +218,7 @@ def assert_same_training(folder, one, other, tolerance=1e-5):
     states = [
         json.loads(arrays.pop(next(n for n in arrays if n.startswith("loop"))))["state"] for arrays in (ours, theirs)
     ]
-    for score in ("score", "best_score"):
+    for score in ("score", "best_score", "marked_score"):
         assert states[0].pop(score) == pytest.approx(states[1].pop(score), rel=1e-4)
     assert states[0] == states[1]
     assert_close(ours, theirs, tolerance)
@@ -233,6 +235,11 @@ def test_the_script_on_two_virtual_devices(folder):
 def test_a_batch_that_devices_cannot_share(folder):
     line = speech.refuse(folder, "nn/seq_group.py", time_stamp="odd", num_virtual_devices=2, **SEQ | dict(batch_size=3))
     assert "--batch_size 3 cannot be shared evenly by 2 devices; take a multiple of 2" in line
+
+
+def test_a_list_shorter_than_a_step_is_named():
+    with pytest.raises(UserError, match=r"^lists/tr: 6 training example\(s\) are fewer than the 7 of a step; lower"):
+        learning_rate.Epochs(6, 7, 1, source="lists/tr")
 
 
 def test_the_first_stage_in_bfloat16_with_a_moving_average(folder):
@@ -271,7 +278,8 @@ def test_an_utterance_that_is_not_finite(folder):
     whole = np.load(path)
     np.save(path, np.where(np.arange(whole.shape[1])[:, None] == 5, np.nan, whole))
     try:
-        seq(folder, "skipped", epoch=2, batch_size=1, segment_seconds=0)
+        printed = seq(folder, "skipped", epoch=2, batch_size=1, segment_seconds=0)
+        among_others = seq(folder, "among_others", epoch=3, segment_seconds=0)
         line = speech.refuse(
             folder,
             "nn/seq_group.py",
@@ -282,6 +290,33 @@ def test_an_utterance_that_is_not_finite(folder):
         np.save(path, whole)
     assert_finite(prefix(folder, "skipped", 8))
     assert "not finite in 1 steps in a row" in line and name in line
+    # Once, although each epoch leaves it out, and without those that it shares a batch with.
+    for said in (printed, among_others):
+        (line,) = [line for line in said.splitlines() if "was left out" in line]
+        assert line.endswith(f" was left out: {name}: numbers in it are not finite")
+
+
+@pytest.mark.parametrize("devices", [0, 2])
+def test_a_validation_mixture_that_is_not_finite(folder, devices):
+    with open(folder / "lists/mix_2_spk_min_cv_mix", encoding="utf-8") as file:
+        name = file.read().split()[1]
+    path = cache.estimate_path(str(folder / EXP / "feat"), "cv", name)
+    whole = np.load(path)
+    np.save(path, np.where(np.arange(whole.shape[1])[:, None] == 5, np.nan, whole))
+    try:
+        runner = speech.run if devices else speech.run_here
+        flags = SEQ | dict(time_stamp=f"validation_{devices}", num_virtual_devices=devices)
+        line = speech.refuse(folder, "nn/seq_group.py", runner=runner, **flags)
+    finally:
+        np.save(path, whole)
+    assert f"validation loss is nan before step 1: numbers in {name} are not finite; mend or make its files" in line
+
+
+def test_a_validation_that_is_not_finite_although_its_mixtures_are(folder):
+    """All of them, for what was learnt: none is named."""
+    flags = SEQ | dict(time_stamp="diverged", learning_rate=1e30, epoch=9, segment_seconds=0)
+    line = speech.refuse(folder, "nn/seq_group.py", **flags)
+    assert re.search(r"validation loss is (nan|inf) before step \d+; lower --learning_rate", line)
 
 
 # Several processes ---------------------------------------------------------------------------------

@@ -331,6 +331,10 @@ def no_npz(folder):
     (folder / "u_assign.npz").write_bytes(b"no archive")
 
 
+def empty_npz(folder):
+    (folder / "u_assign.npz").write_bytes(b"")
+
+
 def incomplete_npz(folder):
     np.savez(folder / "u_assign.npz", assign=[0, 1], oracle=[0, 1])
 
@@ -347,6 +351,7 @@ def uneven_npz(folder):
         (empty, r"u\.bin: 0 bytes are not 6 equal rows"),
         (missing, r"u\.bin: no such file; separate the whole set"),
         (no_npz, r"u_assign\.npz: unusable"),
+        (empty_npz, r"u_assign\.npz: unusable .* write it again or remove it"),
         (incomplete_npz, r"u_assign\.npz: unusable .*weight"),
         (uneven_npz, r"u_assign\.npz: unusable .*weight \[3\]"),
     ],

@@ -7,7 +7,17 @@ import sys
 import pytest
 import tensorflow as tf
 
-from feat.files import atomic_path, brief, make_writable_directory, write_text
+from feat import cache
+from feat.files import (
+    UserError,
+    atomic_path,
+    brief,
+    free_bytes,
+    make_writable_directory,
+    require_free_bytes,
+    size_text,
+    write_text,
+)
 
 
 def test_what_stood_there_survives_a_failure(tmp_path):
@@ -28,6 +38,23 @@ def test_leftovers_of_a_killed_process_go_and_those_of_a_running_one_stay(tmp_pa
         make_writable_directory(str(tmp_path))
         assert os.listdir(tmp_path) == [os.path.basename(mine)]
     assert leftover.startswith(".") and os.listdir(tmp_path) == ["mine.npy"]
+
+
+def test_an_array_that_may_not_be_read_is_not_called_truncated(tmp_path):
+    (tmp_path / "a.npy").symlink_to("a.npy")  # what even root cannot open
+    for look in (cache.array_shape, lambda path: cache.require_shape(path, (None,), "make it again")):
+        with pytest.raises(UserError, match=r"a\.npy: cannot be read \(Too many levels of symbolic links\); mend"):
+            look(str(tmp_path / "a.npy"))
+    assert cache.array_shape(str(tmp_path / "missing.npy")) is None
+    (tmp_path / "empty.npy").touch()
+    assert cache.array_shape(str(tmp_path / "empty.npy")) is None
+
+
+def test_sizes_of_small_corpora(tmp_path):
+    assert [size_text(count) for count in (20_000, 99e6, 0.1e9, 2.5e9)] == ["0.02 MB", "99.00 MB", "0.10 GB", "2.50 GB"]
+    with pytest.raises(UserError, match=r": the wavs need \d+\.\d\d GB, but"):
+        require_free_bytes(str(tmp_path), free_bytes(str(tmp_path)) + 10**12, "the wavs")
+    require_free_bytes(str(tmp_path), 1, "the wavs")
 
 
 def test_what_an_operation_of_a_graph_said():

@@ -1,15 +1,23 @@
 """A run that was killed, wherever, and started again ends in the same bits as one that was not."""
 
+import contextlib
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 
 import numpy as np
 import pytest
 import speech
+import tiny_deep_casa
+
+from feat.files import UserError
+from nn import checkpoint, learning_rate, reference_checkpoint
+from nn.optimizers import make_optimizer
 
 EXP = "exp/deep_casa_wsj"
 SIMUL = speech.SIMUL | dict(epoch=3, save_steps=2, batch_size=2)
@@ -179,3 +187,128 @@ def test_a_full_disk_while_saving_keeps_what_was_saved(folder):
     assert not [*run_folder(folder, "full").glob("*ckpt*"), *run_folder(folder, "full").glob(".saving_*")]
     speech.succeed(folder, "nn/seq_group.py", time_stamp="full", **SEQ)
     speech.assert_same_checkpoints(prefix(folder, "seq", LAST_SEQ), prefix(folder, "full", LAST_SEQ))
+
+
+def test_refuses_steps_of_another_size(folder):
+    start_again_at(folder, "seq", "size", 5)
+
+    def line(**flags):
+        return speech.refuse(folder, "nn/seq_group.py", time_stamp="size", **SEQ | flags)
+
+    for flags in (dict(batch_size=2), dict(accumulate=2)):
+        (name,) = flags
+        said = line(**flags)
+        assert "trained with 1 example(s) a step, but --batch_size" in said and f"--{name} 2" in said
+    names = folder / "lists/mix_2_spk_min_tr_mix"
+    whole = names.read_text()
+    names.write_text("".join(whole.splitlines(keepends=True)[:3]))
+    try:
+        assert "trained with 4 example(s) an epoch, but " in line() and " has 3 now; give the same" in line()
+    finally:
+        names.write_text(whole)
+    assert "going on at step 5 of" in speech.succeed(folder, "nn/seq_group.py", time_stamp="size", **SEQ)
+    # Elsewhere it goes on, where that is asked for, after as many epochs.
+    reader = checkpoint.open_reader(str(prefix(folder, "seq", 5)))
+    assert [checkpoint.training_state(reader, steps)["step"] for steps in (4, 2, 8)] == [5, 3, 9]
+
+
+def test_pieces_of_a_step_may_change(folder):
+    """As where the memory was too small."""
+    start_again_at(folder, "simul", "pieces", 3)
+    flags = SIMUL | dict(time_stamp="pieces", batch_size=1, accumulate=2)
+    assert "going on at step 3 of" in speech.succeed(folder, "nn/simul_group.py", **flags)
+
+
+def test_a_checkpoint_of_before_the_size_was_kept_goes_on(folder, monkeypatch):
+    save = checkpoint.save
+
+    def save_less(prefix, model, optimizer, loop, step_state):
+        state = {name: value for name, value in loop["state"].items() if not name.startswith("marked_")}
+        save(prefix, model, optimizer, {"state": state}, step_state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_less)
+        speech.succeed(folder, "nn/seq_group.py", time_stamp="old", **SEQ | dict(epoch=2))
+    assert "going on at step 8 of" in speech.succeed(folder, "nn/seq_group.py", time_stamp="old", **SEQ)
+    state = json.loads(speech.checkpoint_arrays(prefix(folder, "old", LAST_SEQ))[checkpoint.LOOP_STATE])["state"]
+    assert (state["marked_step"], state["marked_score"]) == (state["best_step"], state["best_score"])
+    assert (run_folder(folder, "old") / "best").read_text().endswith(f"_step_{state['best_step']}\n")
+
+
+def test_names_that_are_patterns(folder):
+    """The library that reads checkpoints takes the name of one for a pattern."""
+    here = dict(exp_name="in a/e[x]*.v1", time_stamp="t?[1-2] x\\\\.v1")
+    speech.succeed(folder, "feat/feat_gen.py", num_workers=1, exp_name=here["exp_name"], **speech.STFT)
+    speech.succeed(folder, "nn/simul_group.py", **here, **SIMUL | dict(epoch=1))
+    said = speech.succeed(folder, "nn/simul_group.py", **here, **SIMUL | dict(epoch=2))
+    assert "going on at step 2 of 3" in said and "damaged" not in said
+    speech.succeed(folder, "nn/simul_group.py", is_deploy=1, **here, **SIMUL)
+    run = folder / "exp" / here["exp_name"] / "models" / here["time_stamp"]
+    assert (run / "e[x]*.v1_model.ckpt_step_4.index").exists()
+    damaged = checkpoint.resolve(str(run / "best"))
+    os.truncate(damaged + checkpoint.DATA, 700)
+    assert "damaged or half-written" in speech.refuse(folder, "nn/simul_group.py", is_deploy=1, **here, **SIMUL)
+
+
+@contextlib.contextmanager
+def nobody():
+    """Without the rights of root, which may read everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("suffix", [checkpoint.INDEX, checkpoint.DATA])
+def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(folder, suffix):
+    with tempfile.TemporaryDirectory() as run:  # pytest's folders are for root alone
+        os.chmod(run, 0o755)
+        for path in run_folder(folder, "seq").glob("*ckpt_step_[79].*"):
+            shutil.copy(path, run)
+        path = os.path.join(run, "deep_casa_wsj_model.ckpt_step_9" + suffix)
+        os.chmod(path, 0)
+        with nobody(), pytest.raises(UserError, match=rf"{re.escape(path)}: cannot be read \(Permission denied\)"):
+            checkpoint.latest_whole(run)
+
+
+def test_the_first_validation_is_marked_best():
+    """Also where it is worse than what the original starts with, whose bookkeeping stays as it is."""
+    epochs, marked = learning_rate.Epochs(1, 1, 5, whole=True), []
+    state = learning_rate.LoopState(rate=1.0, best_score=1000.0)
+    scores = iter([5000.0, 6000.0, 4000.0, 900.0, 1000.0, 950.0])
+    learning_rate.run_epochs(
+        epochs,
+        learning_rate.ConstantRule(1.0),
+        state,
+        train_step=lambda step, rate: None,
+        validate=lambda step: next(scores),
+        save=lambda state, best: marked.append((best, state.best_step, state.best_score)),
+        higher_is_better=False,
+    )
+    worst, best = (0, 1000.0), (4, 900.0)
+    assert marked == [(True, *worst), (False, *worst), (True, *worst), (True, *best), (False, *best), (False, *best)]
+    assert (state.marked_step, state.marked_score) == best
+
+
+@pytest.mark.parametrize("steps", [0, 1, 50, 500, 5000])
+@pytest.mark.parametrize(("trained", "given"), [(0.9, 0.9), (0.999, 0.999), (0.999, 0.9), (0.9, 0.999), (0.99, 0.5)])
+def test_steps_of_adam_in_a_checkpoint_of_the_original(steps, trained, given):
+    """From the power that fits: --beta_2 may be another than that of the checkpoint."""
+    model, _ = tiny_deep_casa.nets(2, causal=False)
+    optimizer = make_optimizer("adam", 1e-3, beta_2=given)
+    optimizer.build(model.trainable_variables)
+    powers = {"beta1_power": np.float32(0.9 ** (steps + 1)), "beta2_power": np.float32(trained ** (steps + 1))}
+    ours = {weight.path.split("/", 1)[1]: weight for weight in model.trainable_variables}
+    stored = dict(powers)
+    for name, theirs in reference_checkpoint.reference_names(model).items():
+        parts = np.atleast_1d(theirs)
+        for part, array in zip(parts, np.split(ours[name].numpy(), len(parts), axis=-1)):
+            stored |= {part: array, part + "/Adam": 0 * array, part + "/Adam_1": 0 * array}
+    assert reference_checkpoint.restore_slots(stored.get, stored, model, optimizer)
+    found = int(optimizer.iterations)
+    # So many that no power tells, nor has any effect, are not told apart.
+    assert found == steps or (steps == 5000 and found > 800 and not trained == given == 0.999)

@@ -35,6 +35,86 @@ def run(repository, *arguments, **named):
     )
 
 
+@pytest.fixture(scope="module")
+def planner(repository, tmp_path_factory):
+    """The repository with a Python that does nothing, so that run.sh only says what it would run."""
+    folder = tmp_path_factory.mktemp("planner") / "repository"
+    shutil.copytree(repository, folder)
+    (folder / ".venv/bin/python").write_text("#!/bin/sh\n")
+    return folder
+
+
+def plan(planner, *arguments):
+    """{number of a stage: [[script, flag, ...]]} of Deep CASA, and what was printed."""
+    done = run(planner, "deep_casa", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = {}
+    for line in done.stdout.splitlines():
+        if line.startswith("== stage "):
+            commands = stages.setdefault(int(line.split()[2].rstrip(":")), [])
+        elif line.startswith("+ python "):
+            commands.append(line.split()[2:])
+    return stages, done.stdout
+
+
+def flag_of(command, name):
+    """The last value of a flag of a command, or None."""
+    return dict(flag.removeprefix("--").split("=", 1) for flag in command if "=" in flag).get(name)
+
+
+SIMUL_MODEL = "exp/deep_casa/models/test_simul/best"
+
+
+@pytest.mark.parametrize(
+    "arguments, features, estimates, simul_model",
+    [
+        ([], "cv,tt", "cv,tt", SIMUL_MODEL),
+        (["--nodynamic_mixing"], "tr,cv,tt", "tr,cv,tt", None),
+        (["--dynamic_mixing=0"], "tr,cv,tt", "tr,cv,tt", None),
+        (["--simul.nodynamic_mixing"], "tr,cv,tt", "cv,tt", SIMUL_MODEL),
+        (["--seq.nodynamic_mixing"], "tr,cv,tt", "tr,cv,tt", None),
+        (["--nodynamic_mixing", "--dynamic_mixing", "true"], "cv,tt", "cv,tt", SIMUL_MODEL),
+        (["--data_folder=d", "--wav_list_folder=l"], "cv,tt", "cv,tt", SIMUL_MODEL),
+        (["--preset=original"], "tr,cv,tt", "tr,cv,tt", None),
+        (["--preset=original", "--on_the_fly"], None, None, SIMUL_MODEL),
+        (["--preset=original", "--on_the_fly=True"], None, None, SIMUL_MODEL),
+        (["--preset=original", "--on_the_fly=false"], "tr,cv,tt", "tr,cv,tt", None),
+        (["--preset=original", "--seq.on_the_fly"], "tr,cv,tt", None, SIMUL_MODEL),
+        (["--preset=original", "--simul.on_the_fly"], "tr,cv,tt", "tr,cv,tt", None),
+        (["--on_the_fly", "--simul.noon_the_fly"], "cv,tt", None, SIMUL_MODEL),
+        (["--preset=original", "--seq.dynamic_mixing", "--seq.segment_seconds=4"], "tr,cv,tt", "cv,tt", SIMUL_MODEL),
+    ],
+)
+def test_deep_casa_makes_what_its_stages_read(planner, arguments, features, estimates, simul_model):
+    stages, _ = plan(planner, *arguments)
+    assert [flag_of(command, "sets") for command in stages[2]] == [features] * bool(features)
+    assert [flag_of(command, "export_sets") for command in stages[4]] == [estimates] * bool(estimates)
+    for command in (*stages[5], stages[6][1]):
+        assert command[0] == "nn/seq_group.py" and flag_of(command, "simul_model") == simul_model
+
+
+def test_deep_casa_of_one_stage(planner):
+    stages, said = plan(planner, "--pit", "utterance", "--preset=original", "--seq.dynamic_mixing")
+    assert list(stages) == [1, 2, 3, 6, 7] and len(stages[6]) == 1
+    assert "models/test_simul/pictures" in said and "test_seq" not in said
+
+
+def test_deep_casa(repository):
+    """Each stage reads its mixtures another way; what another list left in the output does not count."""
+    sizes = {"tr_talkers": 2, "cv_talkers": 2, "tt_talkers": 2, "tr_mixtures": 2, "cv_mixtures": 1, "tt_mixtures": 2}
+    sizes |= {"n_channels": 2, "n_layers": 1, "n_tcn_block": 1, "n_dilation_each_block": 2, "n_dilated_units": 4}
+    sizes |= {"n_bottle": 4, "embedding_dim": 3, "fft_size": 64, "hop_size": 32, "epoch": 1, "batch_size": 1}
+    sizes |= {"simul.segment_seconds": 0, "seq.segment_seconds": 0.5, "num_workers": 1, "pictures": 0,
+              "metrics": "si_sdr", "simul.dynamic_mixing": "false", "seq.on_the_fly": "true"}  # fmt: skip
+    for folder in ("files", "oracle_order"):
+        left = repository / "exp/casa/output_tt" / folder / "gone.bin"
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"of another list")
+    done = run(repository, "deep_casa", "--exp_name", "casa", **sizes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (repository / "exp/casa/scores/table.txt").read_text().startswith("2 mixtures of 2 talkers, set tt")
+
+
 def test_spex_plus(repository):
     sizes = {"tr_talkers": 2, "cv_talkers": 2, "tt_talkers": 2, "utterances_per_talker": 2, "tt.nfiles": 2}
     sizes |= {"cv.nfiles": 1, "n_filters": 8, "n_bottle": 6, "n_units": 8, "n_blocks": 1, "n_repeats": 1}
@@ -106,6 +186,10 @@ def test_diffsep(repository):
         (["spex_plus", "--preset", "large"], "--preset large: there are small and original"),
         (["deep_casa", "--n_blocks", "3"], "--n_blocks: no script of the pipeline has this flag"),
         (["deep_casa", "stray"], "stray: unexpected"),
+        (["deep_casa", "--stage", "five"], "--stage five: should be the number of a stage"),
+        (["deep_casa", "--stop_stage="], "--stop_stage : should be the number of a stage"),
+        (["spex_plus", "--stop_stage=-1"], "--stop_stage -1: should be the number of a stage"),
+        (["deep_casa", "--exp_name", "--stage=1"], "--exp_name: a value is missing"),
         (["binaural", "--kind", "noise", "--talkers", "3"], "--kind noise does not go with --talkers 3"),
         (["diffsep", "--corpus_root", "x"], "--corpus_root is set by the stages"),
         (["separate"], "usage: ./run.sh deep_casa"),
