@@ -106,6 +106,14 @@ value_of() {
   echo "$value"
 }
 
+# Folder of the wavs of a rate in Hz, as feat/lists.py names it: wav8k, wav22.05k.
+rate_folder() {
+  local thousandths=$(($1 % 1000 + 1000))
+  local part=${thousandths#1}
+  while [ "${part%0}" != "$part" ]; do part=${part%0}; done
+  echo "wav$(($1 / 1000))${part:+.$part}k"
+}
+
 # Whether the switch $2 is on for the stage $1 of what follows, flags the last of which counts.
 is_on() {
   local only=$1 name=$2 flag on=
@@ -275,6 +283,7 @@ spex_plus() {
   local voices_flags=() sets="tr cv tt" cv_flags=(--nfiles=1000) tt_flags=(--test) train_flags=() mixing=()
   case $preset in
     small) # Small enough for two CPU cores; every number was tried on the built-in corpus.
+      [ -z "$(value_of config "")" ] || fail "--config: sets what --preset small does too; add --preset original"
       variant=$(value_of variant authors)
       voices_flags=(--tr_talkers=400 --utterances_per_talker=4)
       sets="cv tt" cv_flags=(--test --nfiles=40) tt_flags=(--test --nfiles=100)
@@ -283,7 +292,10 @@ spex_plus() {
         --batch_size=4 --segment_seconds=2 --enrolment_seconds=3 --keep_checkpoints=2)
       mixing=(--both_talkers --snr_db=-5,5 --epoch=8 --epoch_mixtures=2000)
       ;;
-    original) variant=$(value_of variant seed) ;; # the scripts' own defaults
+    original) # the scripts' own defaults, or those of --config
+      case $(value_of config "") in *.py) variant=authors ;; *) variant=seed ;; esac
+      variant=$(value_of variant "$variant")
+      ;;
     *) fail "--preset $preset: there are small and original" ;;
   esac
   # Where there are recordings of single talkers, the small preset mixes them anew at every step.
@@ -294,9 +306,9 @@ spex_plus() {
   esac
   [ "$variant" = authors ] && rate=8000
   rate=$(value_of sample_rate $rate)
-  talkers=${own_talkers:-$data/talkers/voices/wav$((rate / 1000))k}
-  local common=(--variant="$variant" --sample_rate="$rate" --data_folder="$data" --exp_name="$exp_name"
-    --time_stamp="$time_stamp")
+  talkers=${own_talkers:-$data/talkers/voices/$(rate_folder "$rate")}
+  local common=(--variant="$variant" --data_folder="$data" --exp_name="$exp_name" --time_stamp="$time_stamp")
+  [ -n "$(value_of config "")" ] || common+=(--sample_rate="$rate")
   local models=exp/$exp_name/models output=exp/$exp_name/output_tt
 
   install corpus
@@ -359,7 +371,7 @@ binaural() {
   published=$(value_of metadata_folder "")
   exp_name=$(value_of exp_name "binaural_$kind") rate=$(value_of sample_rate 8000) mode=$(value_of mode min)
   data=${own_data:-binaural}
-  corpus=${own_talkers:-$data/talkers/voices/wav$((rate / 1000))k}
+  corpus=${own_talkers:-$data/talkers/voices/$(rate_folder "$rate")}
 
   local voices_flags=() mix_flags=() train_flags=() mixing=() sets=tr,cv,tt dynamic=
   case $preset in
@@ -559,7 +571,7 @@ diffsep() {
   for number in tr_mixtures cv_mixtures tt_mixtures; do
     [ -z "$(value_of $number "")" ] || mix_flags+=("--$number=$(value_of $number "")")
   done
-  local talkers=${own_talkers:-$data/talkers/voices/wav$((noisy_rate / 1000))k} sets=tr,cv,tt
+  local talkers=${own_talkers:-$data/talkers/voices/$(rate_folder "$noisy_rate")} sets=tr,cv,tt
   local models=exp/$exp_name/models results=exp/$exp_name/results
   # What is given to train on is taken as it is, unless there are recordings of talkers too.
   local mixing=(--dynamic_mixing --corpus_folder="$talkers") mix_talkers=() mix_noise=() easy_first=()

@@ -338,7 +338,7 @@ def train_model():
             model.start_as_fourier()
         optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate)
     data = TrainingData(model, strategy.num_replicas_in_sync)
-    examples_of = FLAGS.corpus_folder if FLAGS.dynamic_mixing else os.path.join(FLAGS.data_folder, "tr")
+    examples_of = FLAGS.corpus_folder if FLAGS.dynamic_mixing else folder_of("tr")
     epochs = train.epochs_from_flags(data.examples, whole=True, source=examples_of)
     if FLAGS.lr_schedule == "original":
         rule = learning_rate.AnchorRule(

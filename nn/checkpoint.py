@@ -298,6 +298,8 @@ def restore_weights(reader, system, model, averaged=False, may_differ=()):
                 f"{reader.prefix}: {name} has shape {tuple(array.shape)}, the model of these flags"
                 f" {tuple(variable.shape)}; use the flags that it was trained with"
             )
+        if not np.isfinite(array).all():
+            raise UserError(f"{reader.prefix}: {name} holds NaN or infinite numbers; give another checkpoint")
         average = _ours("step", name)
         if averaged and average in reader.shapes:
             array = reader(average)

@@ -179,7 +179,7 @@ def evaluate(
       UserError: files are missing, damaged or do not belong together, or an argument is none of the above.
     """
     metric_names = tuple(metric_names)
-    _require_scorable(metric_names, sample_rate, talkers, num_workers)
+    require_scorable(metric_names, sample_rate, talkers, num_workers)
     roots = tuple(roots)
     listed = tuple(read_scp(path, roots) for path in references)
     dataset = Dataset(
@@ -391,7 +391,7 @@ def _require_same(name, systems, signals):
                 )
 
 
-def _require_scorable(metric_names, sample_rate, talkers, num_workers):
+def require_scorable(metric_names, sample_rate, talkers, num_workers):
     """Raises UserError for arguments that nothing can be scored with."""
     for metric in metric_names:
         if metric not in metrics.METRICS:

@@ -18,11 +18,12 @@ class Journal:
     Args:
         folder: of the outputs.
         sources: the checkpoints.
+        regardless: flags besides that nothing which is kept depends on.
     """
 
-    def __init__(self, folder, sources):
+    def __init__(self, folder, sources, regardless=()):
         self.path = os.path.join(folder, "unfinished.jsonl")
-        options = [flag.serialize() for flag in train.project_flags() if flag.name not in WATCHED_ONLY]
+        options = [flag.serialize() for flag in train.project_flags() if flag.name not in (*WATCHED_ONLY, *regardless)]
         head = {"checkpoints": [checkpoint.fingerprint(source) for source in sources], "flags": options}
         lines = self._read()
         self.entries = {line["name"]: line for line in lines[1:]} if lines[:1] == [head] else {}

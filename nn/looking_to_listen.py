@@ -388,6 +388,7 @@ def infer():
     separator = AudioVisualSeparator(model)
     rows = read_rows(FLAGS.table)
     rows = rows if FLAGS.count < 0 else rows[: FLAGS.count]
+    evaluate.require_scorable(FLAGS.metrics, SAMPLE_RATE, model.faces, FLAGS.num_workers)
     if not rows:
         raise UserError("--count 0: nothing to separate; give a larger one")
     mixtures = audio_visual_dataset.audio_visual_set(FLAGS.data_folder, rows, model.faces, model.embedding_dim)

@@ -1,5 +1,7 @@
 """Whether the wanted talker is in a mixture at all: how well a confidence tells, and the threshold that follows."""
 
+import csv
+import io
 import json
 import os
 
@@ -30,11 +32,13 @@ def write_confidences(folder, triplets, present, absent=None, drawn=None):
         present: [mixtures] confidences of the targets.
         absent: [mixtures] those of the targets of `drawn`, which draw_absent gave; None if nothing was drawn.
     """
-    rows = ["utterance,confidence" + (",absent,absent_confidence" if drawn else "")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["utterance", "confidence", *(["absent", "absent_confidence"] if drawn else [])])
     for i, triplet in enumerate(triplets):
-        row = f"{triplet.name},{present[i]:.6f}"
-        rows.append(row + (f",{drawn[i].speaker},{absent[i]:.6f}" if drawn else ""))
-    write_text(os.path.join(folder, "confidence.csv"), "\n".join(rows) + "\n")
+        row = [triplet.name, f"{present[i]:.6f}"]
+        writer.writerow([*row, drawn[i].speaker, f"{absent[i]:.6f}"] if drawn else row)
+    write_text(os.path.join(folder, "confidence.csv"), text.getvalue())
 
 
 def measure_threshold(source, set_folder, folder, present, absent):

@@ -63,6 +63,13 @@ class Values:
         if found is not None and found != value:
             raise UserError(f"{self.path}: {key} is {found!r}, {value!r} is needed: {why}")
 
+    def decay(self, key):
+        """Takes the decay of the weights, which Adam adds to the gradient; AdamW's is not, and has one value here."""
+        if self.flags.get("optimizer") == "adamw":
+            self.require(key, 0.01, "AdamW takes rate * 0.01 of each weight off it")
+        else:
+            self.number(key, "l2")
+
     def windows(self, rate, keys):
         """Takes the lengths of windows, which follow from the rate: {key: times the short one}."""
         for key, times in keys.items():
@@ -96,7 +103,7 @@ def read_reference_config(path):
         values = json.loads(text)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give a config.json or a conf.py") from error
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, TypeError, ArithmeticError) as error:
         raise UserError(f"{path}: not understood ({brief(error)}); give a config.json or a conf.py") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a configuration; give a config.json of ss_dla or a conf.py of SpEx_Plus")
@@ -122,7 +129,7 @@ def _seed(path, values):
     values.number("data.train.batch_size", "batch_size")
     values.choice("optimizer.type", "optimizer", {"Adam": "adam", "AdamW": "adamw"})
     values.number("optimizer.args.lr", "learning_rate")
-    values.number("optimizer.args.weight_decay", "l2")
+    values.decay("optimizer.args.weight_decay")
     values.choices("loss.type", LOSSES)
     for key, flag in dict(lambd="classification", alpha="middle", beta="long").items():
         values.number(f"loss.args.{key}", flag)
@@ -169,7 +176,7 @@ def _authors(path, values):
     values.choice("trainer_conf.optimizer", "optimizer", OPTIMIZERS)
     for before in ("adam_kwargs", "trainer_conf.optimizer_kwargs"):
         values.number(f"{before}.lr", "learning_rate")
-        values.number(f"{before}.weight_decay", "l2")
+        values.decay(f"{before}.weight_decay")
     values.number("trainer_conf.factor", "lr_decay")
     values.require("trainer_conf.patience", 2, "the rate falls at the third epoch without improvement")
     values.require("trainer_conf.min_lr", 1e-8, "the lowest rate of the plateau rule")

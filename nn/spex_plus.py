@@ -219,6 +219,8 @@ def model_settings(source="", own_classes=False):
     """
     settings = VARIANTS[FLAGS.variant] | {argument: FLAGS[flag].value for argument, flag in SIZE_FLAGS.items()}
     settings["windows"] = window_samples()
+    if FLAGS.n_taps % 2 == 0:
+        raise UserError(f"--n_taps {FLAGS.n_taps}: should be odd, so that frames stay where they are")
     settings |= {"parity": FLAGS.parity, "classes": FLAGS.classes or settings["classes"]}
     if not source:
         return settings
@@ -319,6 +321,8 @@ class TrainingData(train.DrawnData):
             if FLAGS.both_talkers and FLAGS.batch_size % 2:
                 raise UserError(f"--both_talkers: --batch_size {FLAGS.batch_size} should be even")
             speakers, self.examples = self.pool.speakers, FLAGS.epoch_mixtures
+        elif FLAGS.both_talkers:
+            raise UserError("--both_talkers: is of --dynamic_mixing; give that too, or leave it out")
         else:
             triplets = read_set("tr", speakers)
             speakers = speakers or speakers_of(triplets)
@@ -386,7 +390,10 @@ def make_objective(model, whole=False):
 
 
 def training_levels(data, model):
-    """{"mixture", "enrolment": dB} of the first batches, see nn.extraction."""
+    """{"mixture", "enrolment": dB} of the first batches, see nn.extraction; as they were in a run that goes on."""
+    config = checkpoint.read_config(os.path.join(train.run_folder(), "best"))
+    if config and "levels_db" in config:
+        return config["levels_db"]
     levels = TrainingLevels(model.windows[1])
     for batch in dataset.checked(data.training_batches(0).take(LEVEL_BATCHES), data.check):
         levels.add(batch)
@@ -431,8 +438,8 @@ def train_model():
         worst_score=-100.0,
         seconds_per_frame=1 / FLAGS.sample_rate,
         length_key="samples",
-        config={name: FLAGS[name].value for name in ("variant", "sample_rate", "ratio")}
-        | {"levels_db": training_levels(data, model)},
+        config={name: FLAGS[name].value for name in ("variant", "sample_rate", "ratio")},
+        notes={"levels_db": training_levels(data, model)},
         check_inputs=data.check,
         names_of=data.names_of,
         pictures=summaries.ExtractionPictures(
@@ -466,9 +473,12 @@ def infer():
         extract_recording(source)
         return
     rate = FLAGS.sample_rate
+    # What would be refused after the extraction is refused now.
+    scored = [metric for metric in FLAGS.metrics if metric != "pesq" or rate in metrics.PESQ_MODES]
+    evaluate.require_scorable(scored, rate, 1, FLAGS.num_workers)
+    presence.read_threshold(source)
     triplets = read_set(FLAGS.set)
-    set_folder = ",".join(set_folders(FLAGS.set))
-    genders = genders_of_set(set_folder)
+    genders = genders_of_set()
     drawn = presence.draw_absent(triplets, FLAGS.seed) if FLAGS.absent else []
     extractor = load_extractor(source)
     folder = f"exp/{FLAGS.exp_name}/output_{FLAGS.set}"
@@ -476,7 +486,8 @@ def infer():
     found.require(1, math.ceil(LEAST_ENROLMENT_S * rate))
     lists = write_names(f"{folder}/lists", triplets)
     output = OutputFolder(f"{folder}/files", found)
-    journal = Journal(folder, [source])
+    # What --config says is kept flag by flag.
+    journal = Journal(folder, [source], regardless=("metrics", "genders_file", "config"))
     inputs = [[triplet.mixture, triplet.target, *triplet.enrolments] for triplet in triplets]
     for paths, other in zip(inputs, drawn):
         paths += other.enrolments
@@ -495,7 +506,6 @@ def infer():
     results = [journal.found(triplet.name) for triplet in triplets]
     output.finish([said["quieter"] for said in results])
     present, absent = [said["confidence"] for said in results], [said["absent"] for said in results if drawn]
-    scored = [metric for metric in FLAGS.metrics if metric != "pesq" or rate in metrics.PESQ_MODES]
     evaluation = evaluate.evaluate(
         {"extracted": f"{folder}/files"}, wav_list_folder=lists, set_name=FLAGS.set, talkers=1, sample_rate=rate,
         metric_names=scored, source="bin", num_workers=FLAGS.num_workers, genders=genders,
@@ -510,6 +520,7 @@ def infer():
             print(f"mean {evaluate.HEADINGS[name]}:\t {means[name]}")
     presence.write_confidences(f"{folder}/scores", triplets, present, absent, drawn)
     if drawn:
+        set_folder = ",".join(set_folders(FLAGS.set))
         lines = presence.measure_threshold(source, set_folder, f"{folder}/scores", present, absent)
         print("\n".join(lines))
     journal.finish()
@@ -521,9 +532,16 @@ def write_names(folder, triplets):
     Raises:
         UserError: a name cannot be listed.
     """
+    found = {}
     for triplet in triplets:
         if triplet.name.split() != [triplet.name]:
             raise UserError(f"{triplet.mixture}: there are blanks in its name; rename it")
+        if triplet.name in found:
+            raise UserError(
+                f"{triplet.mixture}: has the name of {found[triplet.name]}, so one output would replace the other's;"
+                " extract them one --data_folder at a time, under different --exp_name"
+            )
+        found[triplet.name] = triplet.mixture
     names = sorted(triplet.name for triplet in triplets)
     write_text(names_path(folder, FLAGS.set, talkers=1), "".join(name + "\n" for name in names))
     read_names(folder, FLAGS.set, talkers=1)  # refuses now what it would refuse after the extraction
@@ -538,21 +556,35 @@ def extract(extractor, mixture, triplet):
     return match_level(estimate, mixture, FLAGS.level), confidence
 
 
-def genders_of_set(folder):
-    """{talker: "male" or "female"} by --genders_file, or a table that is found beside the corpus of a set, or None."""
-    path = FLAGS.genders_file
-    settings = os.path.join(folder, "settings.json")
-    if not path and os.path.exists(settings):
-        with open(settings, encoding="utf-8") as file:
-            corpus_folder = json.load(file).get("corpus_folder", "")
+def genders_of_set():
+    """{talker: "male" or "female"} by --genders_file, or tables that are found beside the corpora of the set, or None.
+
+    Raises:
+        UserError: settings.json of a set is damaged.
+    """
+    if FLAGS.genders_file:
+        return read_genders(FLAGS.genders_file)
+    genders = {}
+    for folder in set_folders(FLAGS.set):
+        settings = os.path.join(folder, "settings.json")
+        if not os.path.exists(settings):
+            continue
+        try:
+            with open(settings, encoding="utf-8") as file:
+                corpus_folder = json.load(file).get("corpus_folder", "")
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{settings}: not understood ({brief(error)}); restore it or move it away") from error
         path = find_genders(corpus_folder) if os.path.isdir(corpus_folder) else ""
-    return read_genders(path) if path else None
+        genders |= read_genders(path) if path else {}
+    return genders or None
 
 
 def extract_recording(source):
     """Extracts one talker from one recording, as nn/separate.py does."""
     if not (FLAGS.mixture and FLAGS.enrolment and FLAGS.output):
         raise UserError("--mixture, --enrolment and --output belong together; one is missing")
+    if not FLAGS.output.lower().endswith(".wav"):
+        raise UserError(f"--output {FLAGS.output}: a wav is written; let its name end in .wav")
     settings = model_settings(source)  # refuses flags that disagree
     told = {name: settings[name] for name in ("causal", "mask")}
     separator = Separator([source], level=FLAGS.level, grouping="kmeans", told=told)

@@ -150,8 +150,14 @@ class ArrayReader:
 
         Of MimoTasnet neither these nor norm; "cross" looks like "parallel" unless its projection is there, see
         `named_wiring`.
+
+        Raises:
+            UserError: arrays are missing.
         """
-        return SETTINGS[self.variant](self.shapes)
+        try:
+            return SETTINGS[self.variant](self.shapes)
+        except KeyError as error:
+            raise UserError(f"{self.prefix}: {error.args[0]} is missing in it; download it again") from error
 
 
 class DiffsepReader(ArrayReader):
@@ -194,7 +200,8 @@ def read(path):
     folder = find_folder(path) if os.path.isdir(path) else None
     if folder is None:
         stored = _load(path)
-        if isinstance(stored, dict) and "state_dict" in stored and diffsep_checkpoint.system_of(stored["state_dict"]):
+        held = stored.get("state_dict") if isinstance(stored, dict) else None
+        if isinstance(held, dict) and diffsep_checkpoint.system_of(held):
             weights = diffsep_checkpoint.averaged(path, stored)
             return DiffsepReader(path, _arrays(weights), diffsep_checkpoint.configuration(stored))
         arrays = _arrays(stored)
@@ -294,7 +301,11 @@ def _load(path):
 
 def _arrays(stored):
     """{name: array} of what a file held."""
-    return {name: value.detach().numpy() for name, value in _weights_of(stored).items()}
+    # NumPy knows no bfloat16.
+    return {
+        name: (value.float() if value.is_floating_point() and value.element_size() == 2 else value).detach().numpy()
+        for name, value in _weights_of(stored).items()
+    }
 
 
 def _weights_of(stored):

@@ -329,7 +329,7 @@ def train(task, options):
         cost.print_forecast(task, options, step)
         return state
     if chief:
-        started_from = options.resume_model
+        started_from = options.resume_model or options.load
         if begun_here:
             started_from = (checkpoint.read_config(_prefix(options, state.step)) or {}).get("started_from", "")
         more = task.config | task.notes | {"started_from": started_from}
@@ -392,12 +392,12 @@ def _resume(task, options, step, state):
         return _start_from(checkpoint.open_reader(source), task, options, step, state) if source else state, False
     config = checkpoint.read_config(reader.prefix) or {}
     # The same command again goes on, also one that started from another checkpoint.
-    given = options.resume_model
-    if given and given != config.get("started_from") and checkpoint.resolve(given) != reader.prefix:
-        raise UserError(
-            f"{options.folder}: holds {os.path.basename(reader.prefix)}, so --resume_model {options.resume_model}"
-            " would be passed over; leave it out to go on, or choose another --time_stamp"
-        )
+    for flag, given in (("resume_model", options.resume_model), ("load", options.load)):
+        if given and given != config.get("started_from") and checkpoint.resolve(given) != reader.prefix:
+            raise UserError(
+                f"{options.folder}: holds {os.path.basename(reader.prefix)}, so --{flag} {given}"
+                " would be passed over; leave it out to go on, or choose another --time_stamp"
+            )
     stored = checkpoint.read_loop_state(reader)
     if stored is None:
         raise UserError(

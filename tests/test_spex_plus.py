@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 
@@ -611,3 +612,67 @@ def test_config_that_is_of_no_use(tmp_path, name, text, said):
         path.write_text(text)
     with pytest.raises(UserError, match=said):
         read_reference_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda weights: {name: x for name, x in weights.items() if "encoder" in name[:15]}, "is missing in it"),
+        (lambda weights: None, "a PyTorch file, but not of SpEx+"),
+        (lambda weights: {name: x * np.nan if name.endswith(".0.bias") else x for name, x in weights.items()}, "NaN"),
+    ],
+)
+def test_torch_checkpoint_that_is_of_no_use(tmp_path, spoil, said):
+    torch = pytest.importorskip("torch")
+    case = Case(speech.ROOT / "tests/golden/spex_plus/seed_small_short_ref.npz")
+    weights = {name: torch.tensor(value) for name, value in case.weights().items()}
+    torch.save({"state_dict": spoil(weights)}, tmp_path / "checkpoint.pth")
+    with pytest.raises(UserError, match=re.escape(said)):
+        reader = checkpoint.open_reader(str(tmp_path / "checkpoint.pth"))
+        checkpoint.restore_weights(reader, "spex_plus", SpexPlus(**reader.settings()))
+
+
+def test_torch_checkpoint_of_half_the_bits(tmp_path):
+    torch = pytest.importorskip("torch")
+    case = Case(speech.ROOT / "tests/golden/spex_plus/seed_small_short_ref.npz")
+    weights = {name: torch.tensor(value) for name, value in case.weights().items()}
+    halves = {name: x.bfloat16() if x.is_floating_point() else x for name, x in weights.items()}
+    torch.save({"state_dict": halves}, tmp_path / "half.pth")
+    arrays = torch_checkpoint.tensors(str(tmp_path / "half.pth"))
+    for name, value in weights.items():
+        np.testing.assert_allclose(arrays[name], value.numpy(), rtol=0.01, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (dict(n_taps=4), "--n_taps 4: should be odd"),
+        (dict(both_talkers=True), "--both_talkers: is of --dynamic_mixing"),
+        (dict(is_deploy=1, metrics="foo"), "--metrics foo"),
+        (dict(is_deploy=1, mixture="m.wav", enrolment="e.wav", output="x.flac"), "let its name end in .wav"),
+        (dict(load="exp/spex_plus/models/whole/spex_plus_model.ckpt_step_1", time_stamp="whole"), "so --load exp/"),
+    ],
+)
+def test_flags_that_do_not_go_together(folder, flags, said):
+    base = FLAGS | dict(time_stamp="refused", pictures=0)
+    if flags.get("is_deploy"):
+        base["resume_model"] = prefix(folder, "whole", LAST)
+    assert said in speech.refuse(folder, "nn/spex_plus.py", **base | flags)
+    assert not (folder / "exp/spex_plus/models/refused").exists()
+
+
+def test_a_run_goes_on_after_its_data_got_another_level(folder):
+    """The levels are measured on the first batches, which other flags change; those of the run are kept."""
+    flags = FLAGS | dict(time_stamp="levels", pictures=0)
+    speech.succeed(folder, "nn/spex_plus.py", **flags | dict(epoch=1))
+    config = folder / "exp/spex_plus/models/levels/config.json"
+    before = json.loads(config.read_text())["levels_db"]
+    assert "going on at step 5" in speech.succeed(folder, "nn/spex_plus.py", **flags | dict(gain_db=9, epoch=2))
+    assert json.loads(config.read_text())["levels_db"] == before
+
+
+def test_two_folders_with_one_name_are_told_before_extraction(folder):
+    shutil.copytree(folder / "triplets", folder / "second")
+    flags = FLAGS | dict(is_deploy=1, resume_model=prefix(folder, "whole", LAST), exp_name="twice")
+    line = speech.refuse(folder, "nn/spex_plus.py", **flags | dict(data_folder="triplets,second"))
+    assert "second" in line and "has the name of triplets" in line
