@@ -28,6 +28,7 @@ from nn.streams import compile_step
 from nn.windows import Windows, join
 
 LEVELS = ("projection", "peak", "none")
+LIVE_LEVELS = ("projection", "none")  # which need nothing of what is still to come
 REJECT = ("no", "file", "window")
 LEAST_ENROLMENT_S = 0.5
 ENROLMENT_PIECE_S = 20.0  # embedded at a time; the embedding is a mean over time
@@ -54,19 +55,22 @@ def stored_settings(source):
     if config:
         return config["model"], config
     settings, reader = checkpoint.foreign_settings(source, "spex_plus")
-    settings |= told_settings(source, reader.variant, settings)
-    return settings, {"variant": reader.variant, "sample_rate": SAMPLE_RATES[reader.variant]}
+    told, sample_rate = told_settings(source, reader.variant, settings)
+    return settings | told, {"variant": reader.variant, "sample_rate": sample_rate or SAMPLE_RATES[reader.variant]}
 
 
 def told_settings(source, variant, settings):
-    """Constructor arguments that only a file beside a PyTorch checkpoint tells, causal and mask.
+    """What only a file beside a PyTorch checkpoint tells: ({constructor arguments causal and mask}, sample rate).
 
-    The file is the mdl.json of gemengtju/SpEx_Plus or the config.json of ir4kgl/ss_dla. Without the first, {}, and a
-    line on stderr says what that means; the second's network knows one mask alone and is never causal, so that its
-    file matters only where somebody added to it.
+    The file is the mdl.json of gemengtju/SpEx_Plus, which tells no rate, or the config.json of ir4kgl/ss_dla. Without
+    the first, {}, and a line on stderr says what that means; the second's network knows one mask alone and is never
+    causal, so that its arguments matter only where somebody added to them.
 
     Args:
         settings: what the arrays tell, with which the file must agree.
+
+    Returns:
+        Arguments, {} without the file, and Hz, None where it does not tell.
 
     Raises:
         UserError: the file cannot be understood, or is of another checkpoint.
@@ -82,10 +86,10 @@ def told_settings(source, variant, settings):
                 file=sys.stderr,
                 flush=True,
             )
-        return {}
+        return {}, None
     try:
         with open(path, encoding="utf-8") as file:
-            told = json.load(file)
+            told = content = json.load(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not understood ({brief(error)}); restore it or move it away") from error
     for key in inside:
@@ -107,7 +111,15 @@ def told_settings(source, variant, settings):
                 f"{path}: says {argument} {value}, but {source} has {settings[argument]}; put the file of this"
                 " checkpoint there, or move it away"
             )
-    return {"causal": chosen["causal"], "mask": chosen["mask"]}
+    return {"causal": chosen["causal"], "mask": chosen["mask"]}, _told_rate(content) if variant == "seed" else None
+
+
+def _told_rate(content):
+    """Hz of the config.json of ir4kgl/ss_dla; None where it tells none that can be."""
+    told = content.get("preprocessing")
+    rate = told.get("sr") if isinstance(told, dict) else None
+    is_rate = isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate > 0 and rate == rate // 1
+    return int(rate) if is_rate else None
 
 
 class Level:
@@ -165,6 +177,22 @@ def loud_parts(signal, frame):
 def level_db(powers):
     """Level of a signal by the powers of its frames: that of the loud ones, whatever pauses there are."""
     return 10 * np.log10(max(np.mean(powers[loud_frames(powers)]), 1e-20))
+
+
+def as_waveform(samples, name):
+    """float32 [samples] of what was given as an enrolment. Raises UserError, with its name, if it is none."""
+    try:
+        samples = np.asarray(samples, np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: not a waveform ({brief(error)}); give [samples], or the path of a file") from error
+    if samples.ndim != 1:
+        raise UserError(
+            f"{name}: a waveform of shape {samples.shape}; one channel, [samples], is needed, of several enrolments a"
+            " list of them"
+        )
+    if not np.isfinite(samples).all():
+        raise UserError(f"{name}: holds NaN or infinite samples; make it again")
+    return samples
 
 
 class TrainingLevels:
@@ -237,7 +265,11 @@ class Extractor:
         return self._embeddings[key]
 
     def embed_speech(self, samples, sample_rate, name="enrolment"):
-        """Embedding of an enrolment [samples], at whatever level. Raises UserError, with its name, if it is useless."""
+        """Embedding of an enrolment [samples], at whatever level. Raises UserError, with its name, if it is useless.
+
+        A long one is embedded in pieces, each of which counts by how much of it is loud.
+        """
+        samples = as_waveform(samples, name)
         seconds = len(samples) / sample_rate
         if seconds < LEAST_ENROLMENT_S:
             raise UserError(
@@ -248,7 +280,11 @@ class Extractor:
             raise UserError(f"{name}: silent, so it shows no voice; record the enrolment again")
         samples = self.gain("enrolment", frame_powers(samples, self.frame)) * samples
         pieces = np.array_split(samples, 1 if self.parity else -int(-seconds // ENROLMENT_PIECE_S))
-        return np.mean([self.embed(piece) for piece in pieces], axis=0)
+        powers = [frame_powers(piece, self.frame) for piece in pieces]
+        loud = np.split(loud_frames(np.concatenate(powers)), np.cumsum([len(power) for power in powers])[:-1])
+        shares = np.array([np.count_nonzero(part) for part in loud]) / np.count_nonzero(np.concatenate(loud))
+        embeddings = [share * self.embed(piece) for share, piece in zip(shares, pieces) if share]
+        return np.sum(embeddings, axis=0).astype(np.float32)
 
     def gain(self, kind, powers):
         """Factor that brings a "mixture" or an "enrolment" with frames of these powers to the level of training."""
@@ -429,14 +465,14 @@ class TargetTalker:
         Raises:
             UserError: one is missing, unusable, silent or too short.
         """
-        if isinstance(enrolments, (str, os.PathLike)) or getattr(enrolments, "ndim", 0) == 1:
+        if isinstance(enrolments, (str, os.PathLike)) or hasattr(enrolments, "ndim"):
             enrolments = [enrolments]
         embeddings = []
         for given in enrolments:
             if isinstance(given, (str, os.PathLike)):
                 embeddings.append(self.extractor.embed_files([given], self.sample_rate))
             else:
-                samples = resample(np.asarray(given, np.float32), sample_rate, self.sample_rate)
+                samples = resample(as_waveform(given, "enrolment"), sample_rate, self.sample_rate)
                 embeddings.append(self.extractor.embed_speech(samples, self.sample_rate))
         if not embeddings:
             raise UserError("no enrolment: give a recording of the wanted talker alone, --enrolment VOICE.wav")
@@ -483,25 +519,40 @@ class TargetTalker:
     def stream(self, enrolment):
         """A models.streaming_tasnet.StreamingExtractor of the talker of an embedding that `enrol` gave.
 
+        Args:
+            enrolment: None: of nobody, until its `set_enrolment` is told.
+
         Raises:
-            UserError: the network is not causal.
+            UserError: the network is not causal, or an option needs the whole recording.
         """
         settings = self.extractor.model.settings
         if not settings["causal"] or settings["norm"] == "global":
             raise UserError(
                 f"{self.source}: not causal, it looks at what is still to come; train with --causal --norm cumulative,"
-                " or extract from whole recordings with nn/separate.py"
+                " or extract from whole recordings with nn/separate.py, --grouping auto"
             )
+        if self.level not in LIVE_LEVELS:
+            raise UserError(
+                f"--level {self.level}: a stream does not know the peak of what is still to come; give another level"
+            )
+        if self.reject != "no":
+            raise UserError(
+                f"--reject {self.reject}: the confidence is that of windows, which a stream has not; leave it out"
+            )
+        if enrolment is None:
+            enrolment = np.zeros(settings["embedding_dim"], np.float32)
         return StreamingExtractor(self.extractor.model, enrolment, compile_step, RunningGain(self.extractor))
 
     def live(self, stream, blocks):
-        """Yields the talker, [1, some samples], of blocks [samples] as they come, as loud as in the mixture so far.
+        """Yields the talker, [1, some samples], of blocks [samples] as they come, as loud as in the mixture so far or,
+        at the level "none", as the network gives him.
 
         What comes out does not depend on the blocks. `separate` gives the same but for levels, which it takes from the
         whole recording: here the network sees each of its frames at the gain by the last minute up to there, and a
         sample is scaled by what was heard up to it. And `separate` has the network begin anew in every window.
         """
-        level, waiting = RunningLevel(), np.zeros(0, np.float32)
+        level = RunningLevel() if self.level == "projection" else lambda talker, mixture: talker
+        waiting = np.zeros(0, np.float32)
         for block in blocks:
             waiting = np.concatenate([waiting, block])
             (talker,) = stream.step(block)

@@ -27,8 +27,9 @@ from absl import flags
 
 from feat.audio import read_blocks, require_stereo, wav_info
 from feat.files import UserError, atomic_path, make_writable_directory
+from nn.extraction import LIVE_LEVELS
 from nn.streams import resample_channels
-from nn.systems import Stopwatch, enrol, find_checkpoints, make_system
+from nn.systems import SYSTEMS, Stopwatch, enrol, find_checkpoints, make_system
 
 FLAGS = flags.FLAGS
 
@@ -180,7 +181,11 @@ def main(_):
         raise UserError("--resume_model is missing: a checkpoint, of Deep CASA one of each stage, or a folder")
     if FLAGS.stdout == "none" and not FLAGS.output_dir:
         raise UserError("nowhere to write: give --output_dir FOLDER or --stdout raw")
-    system = make_system(find_checkpoints(FLAGS.resume_model))
+    checkpoints = find_checkpoints(FLAGS.resume_model)
+    kind = SYSTEMS[next(iter(checkpoints))]
+    if FLAGS["level"].present and "level" not in kind.OPTIONS:
+        raise UserError(f"--level: {kind.NAME} has no use for it; leave it out")
+    system = make_system(checkpoints, **({"level": FLAGS.level} if "level" in kind.OPTIONS else {}))
     seconds, to_hz = FLAGS.block_seconds, system.sample_rate
     channels = system.CHANNELS
     stream = Stopwatch(system, enrol(system, FLAGS.enrolment))
@@ -212,6 +217,7 @@ def main(_):
 if __name__ == "__main__":
     flags.DEFINE_multi_string("resume_model", [], "checkpoint; of Deep CASA one of each stage, or a folder with both")
     flags.DEFINE_multi_string("enrolment", [], "of SpEx+: recording of the wanted talker; repeat to average several")
+    flags.DEFINE_enum("level", "projection", LIVE_LEVELS, "of SpEx+: as loud as in the mixture so far, or as it comes")
     flags.DEFINE_string(
         "input", "-", "-: raw samples from stdin; microphone; a recording; or a file of raw samples, .raw"
     )

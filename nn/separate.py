@@ -11,7 +11,8 @@ DiffSep for enhancement writes the speech as _s1.wav, the noise as _s2.wav. Look
 face of a video, from left to right, see nn/separate_video.py.
 
 Long files go through in overlapping windows, in memory that does not grow with their length. Causal systems go from
-block to block instead, as nn/live.py does (--grouping online), and their latency and real-time factor are printed.
+block to block instead, as nn/live.py does (--grouping online), and their latency and real-time factor are printed;
+SpEx+ only if told so, as windows know the level of the whole recording.
 
     from nn.separate import Separator
     talkers = Separator("exp/deep_casa/models")(waveform, sample_rate)      # [talkers, samples]
@@ -35,6 +36,7 @@ import soundfile
 from absl import flags
 
 from feat.audio import read_blocks, require_stereo, resample, resample_blocks, wav_info
+from feat.avspeech.clips import faces_path
 from feat.avspeech.embed_faces import DETECTORS
 from feat.files import UserError, atomic_path, make_writable_directory, require_free_bytes, write_text
 from feat.parallel import progress
@@ -59,14 +61,15 @@ class Separator:
         window_seconds: of what the networks see at once; memory grows with it.
         overlap_seconds: of neighbouring windows, cross-faded.
         grouping: "online": frame by frame from the past alone, for causal checkpoints, without windows; "kmeans": over
-            the whole file; "auto": online for causal checkpoints.
+            the whole file; "auto": online for causal checkpoints, but for SpEx+, whose levels are then those of the
+            whole recording.
         options: of the system: `seed` of Deep CASA's clustering; `level`, `reject` and `threshold` of SpEx+, see
             nn.extraction.TargetTalker; `steps`, `snr`, `corrector_steps`, `solver` and `seed` of DiffSep, see
             nn.diffusion.Diffusion.
 
     Attributes:
         channels: that are separated together, 2 for systems of two ears; None for those of one channel.
-        confidence: of SpEx+ that the talker is in the last recording, -1 to 1; None for systems that have none.
+        confidence: of SpEx+ that the talker is in the last recording, -1 to 1; None online and for other systems.
 
     Raises:
         UserError: a checkpoint is missing or of another kind.
@@ -86,10 +89,6 @@ class Separator:
         self.channels = self.system.CHANNELS
         self.windows = Windows.of_seconds(self.sample_rate / self.system.hop_size, window_seconds, overlap_seconds)
         self.stream = None
-        if grouping == "online" and self.system.ENROLMENT:
-            raise UserError(
-                f"--grouping online: {self.system.NAME} groups nothing; leave it out, or extract live with nn/live.py"
-            )
         if grouping == "online" or grouping == "auto" and self.system.causal:
             self.stream = Stopwatch(self.system)
             self.stream.warm_up()
@@ -161,7 +160,7 @@ class Separator:
             return
         total = samples.shape[-1]
         starts = [start * self.system.hop_size for start in self.windows.starts(self.system.frames(total))]
-        self.stream.reset()
+        self.stream.begin(enrolment)
         blocks = (samples[..., first:last] for first, last in zip(starts, [*starts[1:], total]))
         for talkers in self.system.live(self.stream, blocks):
             if bar is not None:
@@ -344,16 +343,61 @@ def _write_wav(path, blocks, sample_rate, frames, channels, subtype, factor):
                 left -= len(block)
 
 
-def _done(folder, options):
-    """Whether outputs in a folder are of the same checkpoints and options; notes it for the next time."""
-    marker = os.path.join(folder, "separate.json")
-    text = json.dumps(options, indent=1) + "\n"
-    if os.path.exists(marker):
-        with open(marker, encoding="utf-8") as file:
-            if file.read() == text:
-                return True
-    write_text(marker, text)
-    return False
+class Done:
+    """What lies whole in a folder of outputs, and what it was made of and how: separate.json in it.
+
+    It holds {"options": {digest: options}, "recordings": {name of the outputs: entry}}, entries of the digest of the
+    options and of `stamps` of inputs and outputs. As these tell whatever was written over later, by whomever, entries
+    never have to be taken out.
+
+    Args:
+        folder: of the outputs.
+        options: how they are made now, for JSON: checkpoints, options and voice.
+    """
+
+    def __init__(self, folder, options):
+        self.folder, self.options = folder, options
+        self.path = os.path.join(folder, "separate.json")
+        self.digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+        self.recordings = self._read()[1]
+
+    def has(self, name, inputs):
+        """Whether all outputs of a name are there, made with these options of `inputs`, which `stamps` gave."""
+        found = self.recordings.get(name)
+        if found is None or (found["options"], found["inputs"]) != (self.digest, inputs):
+            return False
+        outputs = found["outputs"]
+        return stamps([os.path.join(self.folder, output) for output, *_ in outputs], self.folder) == outputs
+
+    def add(self, name, inputs, outputs):
+        """Notes that all outputs of a name are there, files of these paths, made of `inputs`."""
+        options, recordings = self._read()  # again, as another run may have been here
+        recordings[name] = {"options": self.digest, "inputs": inputs, "outputs": stamps(outputs, self.folder)}
+        options[self.digest] = self.options
+        used = {entry["options"] for entry in recordings.values()}
+        options = {digest: value for digest, value in options.items() if digest in used}
+        write_text(self.path, json.dumps({"options": options, "recordings": recordings}, indent=1) + "\n")
+
+    def _read(self):
+        """(options, recordings) of separate.json; nothing of one that is missing, damaged or of an older format."""
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                told = json.load(file)
+            options, recordings = dict(told["options"]), dict(told["recordings"])
+            whole = all({"options", "inputs", "outputs"} <= set(entry) for entry in recordings.values())
+        except (OSError, ValueError, KeyError, TypeError):
+            whole = False
+        return (options, recordings) if whole else ({}, {})
+
+
+def stamps(paths, folder=None):
+    """[[path, bytes, mtime_ns]] of those of some files that are there; paths absolute, or from a folder on."""
+    found = []
+    for path in filter(os.path.exists, paths):
+        stat = os.stat(path)
+        name = os.path.relpath(path, folder) if folder else os.path.abspath(path)
+        found.append([name, stat.st_size, stat.st_mtime_ns])
+    return found
 
 
 def options_of_flags(system):
@@ -395,11 +439,11 @@ def main(argv):
     options |= {name: FLAGS[name].value for name in names}
     if system.ENROLMENT:
         options |= {"voice": hashlib.sha256(voice.tobytes()).hexdigest(), "threshold": system.threshold}
-    same = _done(FLAGS.output_dir, digests | options)
+    done = Done(FLAGS.output_dir, digests | options)
     failed = 0
     for path, name in inputs:
         try:
-            print((_separate_video if system.FACES else _separate)(separator, path, name, voice, same))
+            print((_separate_video if system.FACES else _separate)(separator, path, name, voice, done))
         except UserError as error:
             if len(inputs) == 1:
                 raise
@@ -413,25 +457,29 @@ def main(argv):
         )
 
 
-def _separate_video(separator, path, name, embedder, same):
+def _separate_video(separator, path, name, embedder, done):
     """Separates a video unless that was done; says what was written."""
     from nn import separate_video
 
-    if same and separate_video.separated_already(FLAGS.output_dir, name):
+    inputs = stamps([path, *([faces_path(path)] if FLAGS.detector == "told" else [])])
+    if done.has(name, inputs):
         return f"{path}: separated already"
     options = dict(detector=FLAGS.detector, subtype=FLAGS.subtype, render=FLAGS.render)
-    return "\n".join(separate_video.separate_video(separator, path, FLAGS.output_dir, name, embedder, **options))
+    lines, files = separate_video.separate_video(separator, path, FLAGS.output_dir, name, embedder, **options)
+    done.add(name, inputs, files)
+    return "\n".join(lines)
 
 
-def _separate(separator, path, name, voice, same):
-    """Separates a recording unless that was done (`same`: with these options); says what was written."""
-    info = wav_info(path)
+def _separate(separator, path, name, voice, done):
+    """Separates a recording unless that was done; says what was written."""
+    inputs, info = stamps([path]), wav_info(path)
+    if done.has(name, inputs):
+        return f"{path}: separated already"
     together = separator.channels or FLAGS.channels == "mean" or info.channels == 1
     channels = [None] if together else range(info.channels)
     outputs = output_paths(FLAGS.output_dir, name, separator.talkers, channels)
-    if same and all(os.path.exists(output) for output in outputs.values()):
-        return f"{path}: separated already"
     factor, confidences = separate_file(separator, path, outputs, FLAGS.subtype, voice=voice)
+    done.add(name, inputs, outputs.values())
     lines = [f"{path}: {info.seconds:.1f} s, {', '.join(outputs.values())}"]
     if factor < 1:
         quieter = -20 * np.log10(factor)
@@ -461,7 +509,10 @@ if __name__ == "__main__":
     )
     flags.DEFINE_float("overlap_seconds", OVERLAP_S, "of neighbouring windows, cross-faded", lower_bound=0.01)
     flags.DEFINE_enum(
-        "grouping", "auto", ["auto", "online", "kmeans"], "frame by frame (causal checkpoints), or over the whole file"
+        "grouping",
+        "auto",
+        ["auto", "online", "kmeans"],
+        "online: frame by frame, of causal checkpoints (auto too, but for SpEx+); kmeans: over the whole file",
     )
     flags.DEFINE_integer("seed", 0, "of Deep CASA's clustering, of DiffSep's noise", lower_bound=0)
     flags.DEFINE_integer("steps", None, "DiffSep: steps of the reverse process; default: as validated", lower_bound=1)

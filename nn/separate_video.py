@@ -71,7 +71,7 @@ def separate_video(separator, path, folder, name, embedder, *, detector="mtcnn",
         render: also write <name>_s1.mp4, ..., the video with this voice, the face bright and all else dark.
 
     Returns:
-        Lines that say what was written.
+        (lines that say what was written, paths of all of it).
 
     Raises:
         UserError: the video cannot be read, has no sound or no face; nothing was written.
@@ -104,7 +104,7 @@ def separate_video(separator, path, folder, name, embedder, *, detector="mtcnn",
         lines.append(
             f"{path}: the voices were made quieter by {20 * np.log10(peak):.1f} dB, together, to fit {subtype}"
         )
-    faces = []
+    faces, paths = [], []
     for number, (voice, track) in enumerate(zip(voices, kept), 1):
         stem = os.path.join(folder, f"{name}_s{number}")
         write_wav(stem + ".wav", factor * voice, rate, subtype)
@@ -116,21 +116,13 @@ def separate_video(separator, path, folder, name, embedder, *, detector="mtcnn",
             )
             write_video(stem + ".mp4", frames, factor * voice, rate)
             written.append(stem + ".mp4")
+        paths += written
         seconds = float(tracks.seconds[track])
         faces.append({"seen_s": seconds, "files": [os.path.basename(file) for file in written]})
         lines.append(f"{path}: face {number} from the left, seen for {seconds:.1f} s: {', '.join(written)}")
-    write_text(os.path.join(folder, f"{name}.faces.json"), json.dumps(faces, indent=1) + "\n")
-    return lines
-
-
-def separated_already(folder, name):
-    """Whether all that `separate_video` writes for this name is there."""
-    try:
-        with open(os.path.join(folder, f"{name}.faces.json"), encoding="utf-8") as file:
-            faces = json.load(file)
-    except (OSError, ValueError):
-        return False
-    return all(os.path.exists(os.path.join(folder, file)) for face in faces for file in face["files"])
+    summary = os.path.join(folder, f"{name}.faces.json")
+    write_text(summary, json.dumps(faces, indent=1) + "\n")
+    return lines, [*paths, summary]
 
 
 def bright_faces(frames, places):

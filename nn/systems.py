@@ -23,7 +23,8 @@ options that it lists, and has
                     writing and reading, `bar` a progress bar that is told of every window twice
     LATENCY         what the algorithmic latency comes from
     stream(enrolment)
-                    a models.streaming_blocks.WaveformStream; raises UserError if the system is not causal
+                    a models.streaming_blocks.WaveformStream; raises UserError if the system is not causal. One that
+                    needs an enrolment has `set_enrolment` too, and takes None here, for nobody yet
     live(stream, blocks)
                     yields float32 [talkers, some samples] of blocks [samples] that go through such a stream
 """
@@ -247,7 +248,7 @@ class Stopwatch:
     """The stream of a system, and the seconds that its steps take.
 
     Args:
-        voice: what `enrol` gave.
+        voice: what `enrol` gave; None: `begin` is told.
 
     Attributes:
         samples: that have gone through.
@@ -260,6 +261,12 @@ class Stopwatch:
         self.reset, self.flush, self.latency, self.inputs = stream.reset, stream.flush, stream.latency, stream.inputs
         self.spent = self.worst = 0.0
         self.samples = 0
+
+    def begin(self, voice):
+        """Forgets the recording; the next is of this voice, what `enrol` gave."""
+        if self.system.ENROLMENT:
+            self.stream.set_enrolment(voice)
+        self.reset()
 
     def warm_up(self, block=0):
         """Compiles it before the first `block` of samples comes."""

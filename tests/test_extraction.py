@@ -20,6 +20,7 @@ from nn.separate import Separator
 RATE = speech.RATE
 SIZES = dict(filters=8, bottleneck=6, units=10, embedding_dim=5, speaker_units=7, dilations=2, repeats=2, classes=3)
 PREFIX = "exp/spex_plus/models/run/spex_plus_model.ckpt_step_1"
+CAUSAL = "exp/causal/models/run/spex_plus_model.ckpt_step_1"
 WINDOWS = dict(window_seconds=0.6, overlap_seconds=0.2)
 
 
@@ -33,6 +34,11 @@ def folder(tmp_path_factory):
     checkpoint.save(str(folder / PREFIX), model, keras.optimizers.SGD(), {})
     checkpoint.write_config(str((folder / PREFIX).parent), "spex_plus", model, sample_rate=RATE)
     checkpoint.mark_best(str(folder / PREFIX))
+    model = SpexPlus(**VARIANTS["authors"] | SIZES | dict(norm="cumulative", causal=True))
+    model(dict(mixture=tf.zeros((1, 400)), enrolment=tf.zeros((1, 800))))
+    checkpoint.save(str(folder / CAUSAL), model, keras.optimizers.SGD(), {})
+    levels_db = {"mixture": -25.0, "enrolment": -25.0}
+    checkpoint.write_config(str((folder / CAUSAL).parent), "spex_plus", model, sample_rate=RATE, levels_db=levels_db)
     soundfile.write(folder / "mixture.wav", mixture(), RATE, subtype="FLOAT")
     soundfile.write(folder / "voice.wav", voice(1), RATE, subtype="FLOAT")
     soundfile.write(folder / "stereo.flac", np.stack(2 * [speech.voice(0, 2, 0.8, 22050)], axis=1), 22050)
@@ -74,6 +80,67 @@ def test_the_script_gives_what_the_network_gives(inside):
     assert f"confidence that the talker is there {separator.confidence:.3f}" in printed
     assert "separated already" in separate(inside, "mixture.wav", *flags)
     assert "separated already" not in separate(inside, "mixture.wav", *flags[1:])
+
+
+def test_another_voice_is_another_output(inside):
+    """Whatever was extracted by it in between."""
+    soundfile.write("other.wav", mixture(0.6), RATE)
+    flags = dict(output_dir="voices", subtype="FLOAT")
+    separate(inside, "other.wav", "--enrolment=stereo.flac", **flags)
+    first = soundfile.read("voices/other_s1.wav")[0]
+    separate(inside, "mixture.wav", "--enrolment=voice.wav", **flags)
+    assert "separated already" not in separate(inside, "other.wav", "--enrolment=voice.wav", **flags)
+    assert not np.array_equal(soundfile.read("voices/other_s1.wav")[0], first)
+
+
+def test_silence_of_a_long_enrolment_is_no_voice(inside):
+    separator = Separator(PREFIX)
+    extractor = separator.system.extractor
+    spoken = voice(1)
+    alone = separator.enrol(spoken, RATE)
+    np.testing.assert_array_equal(alone, extractor.embed(spoken))  # one piece
+    silence = np.zeros(40 * RATE + len(spoken), np.float32)
+    soft = 1e-5 * np.random.default_rng(0).standard_normal(len(silence)).astype(np.float32)
+    for around in (silence, soft):
+        long = np.append(around, spoken)
+        last = np.array_split(long, 3)[-1]
+        np.testing.assert_allclose(separator.enrol(long, RATE), extractor.embed(last), rtol=1e-5)
+    # Pieces with voice count by how much of it they have.
+    busy, rare = np.tile(spoken, 28)[: 15 * RATE], np.append(spoken, np.zeros(15 * RATE - len(spoken), np.float32))
+    both = separator.enrol(np.append(busy, rare), RATE)
+    share = loud_share(busy) / (loud_share(busy) + loud_share(rare))
+    assert share > 0.9
+    expected = share * extractor.embed(busy) + (1 - share) * extractor.embed(rare)
+    np.testing.assert_allclose(both, expected, rtol=1e-4, atol=1e-6)
+    # And the reference implementations embed all of it at once.
+    whole = Extractor(extractor.model, parity=True).embed_speech(np.append(busy, rare), RATE)
+    np.testing.assert_allclose(whole, extractor.embed(np.append(busy, rare)), rtol=1e-6)
+
+
+def loud_share(signal):
+    """Of the 10 ms that are less than 20 dB below the loudest."""
+    powers = np.mean(np.square(signal[: len(signal) // 80 * 80].reshape(-1, 80)), axis=1)
+    return np.mean(powers >= powers.max() / 100)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (np.append(voice(1), np.float32(np.nan)), "NaN or infinite"),
+        (np.append(voice(1), np.float32(np.inf)), "NaN or infinite"),
+        (np.stack(2 * [voice(1)], axis=1), r"shape \(5600, 2\); one channel, \[samples\], is needed"),
+        ([speech.voice(0, 1, 1.4), np.stack(2 * [voice(1)])], r"shape \(2, 5600\); one channel"),
+        ([0.1, 0.2], r"shape \(\); one channel"),
+        (np.zeros(0), "0.00 s of the wanted talker"),
+    ],
+)
+@pytest.mark.parametrize("rate", [RATE, 2 * RATE])
+def test_waveforms_that_enrol_nobody(inside, given, said, rate):
+    separator = Separator(PREFIX)
+    with pytest.raises(UserError, match=said):
+        separator.enrol(given, rate)
+    with pytest.raises(UserError, match=said):
+        separator(mixture(), rate, enrolment=given)
 
 
 def test_another_rate_and_waveforms_as_enrolments(inside):
@@ -152,6 +219,57 @@ def test_silence_where_the_talker_is_absent(inside):
     assert not soundfile.read("rejected/mixture_s1.wav")[0].any()
 
 
+# Online -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["projection", "none"])
+def test_online_is_what_live_gives(inside, level):
+    """Where the level rises; of one recording after the other, of their windows or in blocks of any length."""
+    rising = {"rising": mixture() * np.linspace(0.01, 0.5, len(mixture())), "second": 0.3 * mixture(0.7)}
+    for name, samples in rising.items():
+        soundfile.write(f"{name}.wav", np.stack([samples, 0.5 * samples], axis=1), RATE, subtype="FLOAT")
+    flags = dict(resume_model=CAUSAL, level=level, subtype="FLOAT")
+    wavs = [f"{name}.wav" for name in rising]
+    printed = separate(inside, *wavs, "--enrolment=voice.wav", grouping="online", output_dir="online", **flags)
+    assert "latency 20.0 ms" in printed and "confidence" not in printed
+    separator = Separator(CAUSAL, grouping="online", level=level, **WINDOWS)
+    separator(mixture(), RATE, "stereo.flac")  # another voice
+    for name in rising:
+        speech.succeed(
+            inside,
+            "nn/live.py",
+            "--enrolment=voice.wav",
+            corpus_flags=False,
+            input=f"{name}.wav",
+            output_dir="live",
+            **flags,
+        )
+        expected = soundfile.read(f"live/{name}_s1.wav")[0]
+        assert np.abs(expected).max() > 0
+        found = [
+            soundfile.read(f"online/{name}_s1.wav")[0],
+            separator(soundfile.read(f"{name}.wav")[0].mean(axis=1), RATE, "voice.wav")[0],
+        ]
+        for ours in found:
+            np.testing.assert_allclose(ours, expected, atol=min(1e-5 * np.abs(expected).max(), 2**-16))
+    # Unless it is asked for, the levels are those of the whole recording.
+    (windows,) = Separator(CAUSAL, level=level)(soundfile.read("second.wav")[0].mean(axis=1), RATE, "voice.wav")
+    assert np.abs(windows - expected).max() > 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        (dict(level="peak"), "--level peak: a stream does not know the peak of what is still to come"),
+        (dict(reject="file", threshold=0.1), "--reject file: the confidence is that of windows"),
+        (dict(resume_model=PREFIX), f"{PREFIX}: not causal, it looks at what is still to come; train with --causal"),
+    ],
+)
+def test_online_refuses(inside, named, said):
+    named = dict(resume_model=CAUSAL, grouping="online") | named
+    assert said in separate(inside, "mixture.wav", "--enrolment=voice.wav", runner=speech.refuse, **named)
+
+
 # PyTorch ------------------------------------------------------------------------------------------
 
 AUTHORS = ("L", "N", "X", "R", "B", "H", "P", "norm", "num_spks", "non_linear", "causal")
@@ -208,6 +326,22 @@ def test_config_json_of_the_seed_beside_a_torch_checkpoint(torch_file, tmp_path,
 
 
 @pytest.mark.parametrize(
+    ("preprocessing", "rate"),
+    [({"sr": 8000}, 8000), ({"sr": 22050.0}, 22050), ({"sr": 0}, 16000), ({"sr": "8000"}, 16000), ([], 16000)],
+)
+def test_config_json_of_the_seed_tells_the_rate(torch_file, tmp_path, preprocessing, rate):
+    path, case = torch_file("seed_small_short_ref")
+    assert Separator(path).sample_rate == 16000
+    (tmp_path / "config.json").write_text(json.dumps({"preprocessing": preprocessing, "arch": {"args": case.config}}))
+    separator = Separator(path)
+    assert separator.sample_rate == rate
+    if rate == 8000:  # Windows are of as many samples, so that what comes at the rate goes through as it is.
+        extractor = separator.system.extractor
+        expected = extractor(mixture(), extractor.embed(voice(1)))
+        np.testing.assert_allclose(separator(mixture(), rate, voice(1)), expected[None], atol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("changed", "said"),
     [
         (dict(non_linear="tanh"), "non_linear is 'tanh'; mend it, it can be relu, sigmoid, softmax"),
@@ -234,7 +368,7 @@ def test_refuses_an_mdl_json_that_does_not_fit(torch_file, tmp_path, changed, sa
         (["--enrolment=voice.wav", "--enrolment=short.wav"], "short.wav: 0.38 s of the wanted talker, 0.5 s are"),
         (["--enrolment=silent.wav"], "silent.wav: silent, so it shows no voice"),
         (["--enrolment=voice.wav", "--seed=1"], "--seed: SpEx+ has no use for it"),
-        (["--enrolment=voice.wav", "--grouping=online"], "SpEx+ groups nothing"),
+        (["--enrolment=voice.wav", "--grouping=online"], "not causal, it looks at what is still to come"),
     ],
 )
 def test_refuses(inside, flags, said):

@@ -115,6 +115,66 @@ def test_a_folder_each_channel_and_again(inside):
     assert "separated already" not in separate(inside, "in", **flags | dict(seed=1))
 
 
+def test_only_what_is_of_this_recording_is_separated_already(inside):
+    """Not another one of its name, nor what it was before it was written anew, nor what others wrote over."""
+
+    def outputs():
+        return soundfile.read("of/mix_s1.wav")[0]
+
+    for name, seconds in (("x", 0.3), ("y", 0.4)):
+        os.makedirs(name, exist_ok=True)
+        soundfile.write(f"{name}/mix.wav", recording(seconds, 8000), 8000)
+    for name, samples in (("x", 2400), ("y", 3200), ("x", 2400)):
+        assert "separated already" not in separate(inside, f"{name}/mix.wav", output_dir="of")
+        assert len(outputs()) == samples
+    assert "separated already" in separate(inside, "x/mix.wav", output_dir="of")
+    assert "separated already" in separate(inside, os.path.abspath("x/mix.wav"), output_dir="of")
+    expected = outputs()
+    soundfile.write("x/mix.wav", 0.5 * recording(0.3, 8000), 8000)  # as many bytes
+    assert "separated already" not in separate(inside, "x/mix.wav", output_dir="of")
+    assert np.abs(outputs() - expected).max() > 0.01
+    expected = outputs()
+    soundfile.write("of/mix_s1.wav", np.zeros(2400), 8000)
+    assert "separated already" not in separate(inside, "x/mix.wav", output_dir="of")
+    np.testing.assert_array_equal(outputs(), expected)
+
+
+def test_options_are_those_of_each_recording(inside):
+    """What one run made with others is not taken for what the last one did."""
+    for name in ("one", "two"):
+        soundfile.write(f"{name}.wav", recording(0.3, 8000), 8000)
+    flags = dict(output_dir="options")
+    separate(inside, "two.wav", **flags, subtype="PCM_24")
+    separate(inside, "one.wav", **flags, subtype="FLOAT")
+    assert "separated already" not in separate(inside, "two.wav", **flags, subtype="FLOAT")
+    assert soundfile.info("options/two_s1.wav").subtype == "FLOAT"
+    printed = separate(inside, "one.wav", "two.wav", **flags, subtype="FLOAT")
+    assert printed.count("separated already") == 2
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"seed": 0}', '{"options": {}, "recordings": {"again": null}}'])
+def test_what_an_unknown_separate_json_says_counts_for_nothing(inside, text):
+    soundfile.write("again.wav", recording(0.3, 8000), 8000)
+    separate(inside, "again.wav", output_dir="again")
+    with open("again/separate.json", "w", encoding="utf-8") as file:
+        file.write(text)
+    assert "separated already" not in separate(inside, "again.wav", output_dir="again")
+    assert "separated already" in separate(inside, "again.wav", output_dir="again")
+
+
+def test_a_run_that_was_broken_off_goes_on(inside):
+    names = ("a", "b", "c")
+    os.makedirs("many", exist_ok=True)
+    for name in names:
+        soundfile.write(f"many/{name}.wav", recording(0.3, 8000), 8000)
+    os.makedirs("broken_off/b_s2.wav")  # ends it in the midst of b
+    assert "b_s2.wav" in separate(inside, "many", output_dir="broken_off", succeeds=False)
+    assert sorted(os.listdir("broken_off")) == ["a_s1.wav", "a_s2.wav", "b_s1.wav", "b_s2.wav", "separate.json"]
+    os.rmdir("broken_off/b_s2.wav")
+    printed = separate(inside, "many", output_dir="broken_off")
+    assert [f"many/{name}.wav: separated already" in printed for name in names] == [True, False, False]
+
+
 def test_what_would_be_clipped_is_made_quieter_and_said(inside):
     loud = recording(0.5, 8000)[:, 0]
     soundfile.write("loud.wav", loud / np.abs(loud).max() * 30, 8000, subtype="FLOAT")

@@ -1,6 +1,7 @@
 """nn/separate.py --video on real, small videos of drawn faces, with a network that was not trained."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -69,6 +70,13 @@ def test_every_face_gets_its_voice_and_its_video(folder):
     times = {path: path.stat().st_mtime_ns for path in (folder / "out").iterdir()}
     assert "separated already" in speech.succeed(folder, SCRIPT, "--render", video="talk.mp4", **options())
     assert times == {path: path.stat().st_mtime_ns for path in (folder / "out").iterdir()}
+    told = folder / "talk.faces.csv"
+    told.write_text(told.read_text() + "\n")  # of which they were made too
+    assert "separated already" not in speech.succeed(folder, SCRIPT, "--render", video="talk.mp4", **options())
+    (folder / "other").mkdir()
+    for name in ("talk.mp4", "talk.faces.csv"):
+        shutil.copy2(folder / name, folder / "other" / name)
+    assert "separated already" not in speech.succeed(folder, SCRIPT, "--render", video="other/talk.mp4", **options())
 
 
 def test_videos_that_cannot_be_used_are_named_and_the_others_are_separated(folder):

@@ -261,6 +261,7 @@ def test_a_recording_that_is_broken_off_is_kept(inside, ending):
         (dict(input="none.raw"), "none.raw: no such file"),
         (dict(input="text.wav"), "text.wav: not an audio file"),
         (dict(output_dir=""), "nowhere to write"),
+        (dict(level="none"), "--level: Deep CASA has no use for it"),
     ],
 )
 def test_live_refuses(inside, named, said):
