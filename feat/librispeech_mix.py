@@ -116,7 +116,7 @@ def make_triplets(corpus, patterns=PATTERNS, overwrite=False, num_workers=0):
         "utterances": zlib.crc32(repr(files).encode()),
     }
     del settings["output_folder"]
-    claim_folder(corpus.output_folder, settings, overwrite)
+    claim_folder(corpus.output_folder, settings, overwrite, sources=[corpus.corpus_folder])
     for folder in {os.path.dirname(path) for path in triplet_paths(corpus.output_folder, "", corpus.layout).values()}:
         make_writable_directory(folder)
     make_writable_directory(corpus.path("records"))
@@ -215,7 +215,7 @@ def rebuild(row, corpus_folder, sample_rate):
 def _jobs(corpus, files):
     """[_Job] of every number."""
     if len({plain_talker(speaker) for speaker in files}) < len(files):
-        raise UserError(f"{corpus.corpus_folder}: talkers' folders differ in - and _ alone; rename some")
+        raise UserError(f"{corpus.corpus_folder}: talkers' folders differ in -, _ and blanks alone; rename some")
     if not corpus.mixing.parity:
         return [_Job(number) for number in range(corpus.nfiles)]
     draws = draw_in_parity(files, corpus.nfiles, corpus.seed)
@@ -252,7 +252,7 @@ def _several(files):
 
 
 def _known(corpus):
-    """{number: record} of the triplets that are there, all of their files."""
+    """{number: record} of the triplets that are there, all of their files, and whole."""
     records = {}
     if os.path.exists(corpus.path("manifest.jsonl")):
         for name, key in (("manifest.jsonl", "rows"), ("skipped.jsonl", "skipped")):
@@ -266,12 +266,20 @@ def _known(corpus):
 
     def whole(record):
         return all(
-            path in present
+            path in present and _is_whole(path)
             for row in record["rows"]
             for path in triplet_paths(corpus.output_folder, row["name"], corpus.layout).values()
         )
 
     return {number: record for number, record in records.items() if whole(record)}
+
+
+def _is_whole(path):
+    try:
+        wav_info(path)
+    except UserError:
+        return False
+    return True
 
 
 def _read_json(path):
@@ -386,7 +394,11 @@ def _write(corpus, rows, mixed, reference):
     first, own = (triplet_paths(corpus.output_folder, row["name"], corpus.layout) for row in (rows[0], rows[-1]))
     signals = {"mixture": mixed.mixture, "target": mixed.target, "enrolment": reference.signal}
     for kind, signal in signals.items():
-        if kind == "enrolment" and own != first and not os.path.exists(own[kind]):
+        if _is_whole(own[kind]):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(own[kind])
+        if kind == "enrolment" and own != first:
             with contextlib.suppress(OSError):
                 os.link(first[kind], own[kind])
         if not os.path.exists(own[kind]):

@@ -182,8 +182,8 @@ def parts_of_name(name, talkers):
 
 
 def plain_talker(talker):
-    """Talker as names of mixtures and triplets have it, whose parts are separated by underscores."""
-    return talker.replace("_", "-")
+    """Talker as names of mixtures and triplets have it: parts are separated by underscores, and lists by blanks."""
+    return re.sub(r"[_\s]", "-", talker)
 
 
 def talker_of(utterance):

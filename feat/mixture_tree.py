@@ -57,7 +57,7 @@ class _Mixture:
     levels: tuple[float, ...]
 
 
-def claim_folder(folder, settings, overwrite=False, companions=()):
+def claim_folder(folder, settings, overwrite=False, companions=(), sources=()):
     """Makes `folder` the place of what `settings` yield, so that no folder ever holds parts of two corpora.
 
     Args:
@@ -65,13 +65,19 @@ def claim_folder(folder, settings, overwrite=False, companions=()):
       settings: {name: value} that JSON can hold, all that the content depends on.
       overwrite: if the folder was made with other settings, empty it rather than refuse it.
       companions: paths of files elsewhere that describe the content and go when it goes.
+      sources: folders that the content is made from.
 
     Raises:
-      UserError: the folder was made with other settings, or holds files of unknown origin.
+      UserError: the folder was made with other settings, holds files of unknown origin, which nothing replaces, or
+        is, holds or lies in one of `sources`.
     """
+    for source in sources:
+        _refuse_overlap(folder, source)
     discarded = os.path.abspath(folder) + ".discarded"
     shutil.rmtree(discarded, ignore_errors=True)  # what a kill left below
-    problem = _disagreement(folder, settings)
+    ours, problem = _disagreement(folder, settings)
+    if problem and not ours:
+        raise UserError(f"{folder}: {problem}; choose another folder, or move the files elsewhere")
     if problem and not overwrite:
         raise UserError(f"{folder}: {problem}; choose another folder, or replace it with --overwrite")
     if problem:
@@ -169,24 +175,36 @@ def file_names(folder):
         return set()
 
 
+def _refuse_overlap(folder, source):
+    """Raises UserError if one of the two folders is or holds the other."""
+    ours, theirs = os.path.realpath(folder), os.path.realpath(source)
+    shared = os.path.commonpath([ours, theirs])
+    if shared in (ours, theirs):
+        how = "is" if ours == theirs else "holds" if shared == ours else "lies in"
+        raise UserError(f"{folder}: {how} {source}, which is only read; choose another folder to write to")
+
+
 def _disagreement(folder, settings):
-    """Why `folder` is not the place of what `settings` yield, in words; empty if it is or may become so."""
+    """(whether `folder` was made here, why it is not the place of what `settings` yield, in words).
+
+    No words if it is, or may become so.
+    """
     if not file_names(folder):
-        return ""
+        return True, ""
     try:
         with open(os.path.join(folder, _SETTINGS), encoding="utf-8") as file:
             present = json.load(file)
     except (OSError, ValueError):
         present = None
-    if not isinstance(present, dict):
-        return f"holds files, but no {_SETTINGS} that says how they were made"
     wanted = json.loads(json.dumps(settings))
+    if not isinstance(present, dict) or not present.keys() & wanted.keys():
+        return False, f"holds files, but no {_SETTINGS} that says how they were made"
     differing = [
         f"{name} {present.get(name)} (now {wanted.get(name)})"
         for name in [*wanted, *(present.keys() - wanted.keys())]
         if present.get(name) != wanted.get(name)
     ]
-    return "made with " + ", ".join(differing) if differing else ""
+    return True, "made with " + ", ".join(differing) if differing else ""
 
 
 def _sources(lines):

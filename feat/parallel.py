@@ -2,17 +2,22 @@
 
 import collections
 import contextlib
+import functools
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from tqdm import tqdm
 
 from feat.files import UserError
+
+GRACE_S = 1.0  # for workers that are stopped to clear away what they had begun to write
 
 
 def progress(items=None, description="", total=None, **options):
@@ -31,7 +36,7 @@ def parallel_map(function, jobs, num_workers=0, description=""):
       description: what stands before the progress bar.
 
     Raises:
-      UserError: a worker process was killed, or `function` raised it; jobs not yet begun are dropped.
+      UserError: a worker process was killed, or `function` raised it; jobs that are not done are dropped.
     """
     jobs = list(jobs)
     if not jobs:
@@ -41,7 +46,9 @@ def parallel_map(function, jobs, num_workers=0, description=""):
         return [function(job) for job in progress(jobs, description)]
     with _pool(num_workers, description) as executor:
         chunk = max(1, min(16, len(jobs) // (4 * num_workers)))
-        return list(progress(executor.map(function, jobs, chunksize=chunk), description, len(jobs)))
+        with _held_signals():  # workers are started here
+            results = executor.map(functools.partial(_work, function), jobs, chunksize=chunk)
+        return list(progress(results, description, len(jobs)))
 
 
 def parallel_stream(function, jobs, num_workers=0, description=""):
@@ -53,7 +60,8 @@ def parallel_stream(function, jobs, num_workers=0, description=""):
     with _pool(num_workers, description) as executor:
         waiting = collections.deque()
         for job in jobs:
-            waiting.append(executor.submit(function, job))
+            with _held_signals():
+                waiting.append(executor.submit(_work, function, job))
             if len(waiting) > 2 * num_workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -62,20 +70,59 @@ def parallel_stream(function, jobs, num_workers=0, description=""):
 
 @contextlib.contextmanager
 def _pool(num_workers, description):
-    """An executor of so many processes; what has not begun is dropped at the end."""
+    """An executor of so many processes; what has not begun is dropped at the end, after an error what has begun too."""
     # Spawned, because a fork of a process that runs TensorFlow or other threads may hang.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_follow_parent)
     try:
         with _one_thread_per_process():
             yield executor
-    except BrokenProcessPool as error:
-        raise UserError(
-            f"{description}: a worker process was killed, perhaps for want of memory;"
-            " run the same command again, with fewer workers if need be"
-        ) from error
+    except BaseException as error:
+        _stop(executor)
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(
+                f"{description}: a worker process was killed, perhaps for want of memory;"
+                " run the same command again, with fewer workers if need be"
+            ) from error
+        raise
+    executor.shutdown(cancel_futures=True)
+
+
+def _stop(executor):
+    """Ends the workers of an executor at once, whatever they do, and what serves them in this process."""
+    with _held_signals():
+        workers = list((executor._processes or {}).values())
+        manager, results = executor._executor_manager_thread, executor._result_queue
+        executor.shutdown(wait=False, cancel_futures=True)  # first, so that nothing is made of those that end
+        for worker in workers:
+            worker.terminate()
+        running, until = [worker.sentinel for worker in workers], time.monotonic() + GRACE_S
+        while running and time.monotonic() < until:
+            ended = multiprocessing.connection.wait(running, until - time.monotonic())
+            running = [sentinel for sentinel in running if sentinel not in ended]
+        for worker in workers:
+            worker.kill()
+        if manager is not None:
+            results._writer.close()  # else the manager waits for the rest of a result that was cut off
+            manager.join(10 * GRACE_S)
+
+
+@contextlib.contextmanager
+def _held_signals():
+    """Ctrl-C and SIGTERM wait for the end of the block; processes that are started in it see no Ctrl-C, ever."""
+    held, handlers = [], {}
+    if threading.current_thread() is threading.main_thread():  # no other is interrupted
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, lambda number, frame: held.append(number))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
     finally:
-        executor.shutdown(cancel_futures=True)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 @contextlib.contextmanager
@@ -94,9 +141,23 @@ def _one_thread_per_process():
                 os.environ[name] = value
 
 
+def _work(function, job):
+    """In a worker: function(job)."""
+    try:
+        return function(job)
+    except SystemExit:  # by SIGTERM; the executor would go on with the next job
+        os._exit(1)
+
+
+def _leave(number, frame):
+    signal.signal(number, signal.SIG_IGN)  # once, as half-written files are being removed
+    sys.exit(1)
+
+
 def _follow_parent():
     """In a worker: leaves Ctrl-C to the parent, and ends when the parent is gone, even if by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_exit_after_parent, daemon=True).start()
 
 

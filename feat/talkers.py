@@ -11,26 +11,46 @@ GENDERS = {"m": "male", "male": "male", "f": "female", "female": "female"}
 TABLES = ("SPEAKERS.TXT", "talkers.tsv", "spkrinfo.txt", "spk2gender")  # LibriSpeech, built-in voices, WSJ0, Kaldi
 
 
+class GenderTable(dict):
+    """{talker: "male" or "female"} of a file.
+
+    Attributes:
+        path: of the file.
+        second: {first field: second} of its lines as they stand, for a table of mixtures in place of talkers.
+        useless: whether it was said that it names nobody of those who are asked for.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+        self.second = {}
+        self.useless = False
+
+
 def read_genders(path):
-    """{talker: "male" or "female"} of a table with a talker a line, and the gender in one of the fields behind.
+    """GenderTable of a file with a talker a line, and the gender in one of the fields behind.
 
     Fields are parted by blanks, tabs or |, which SPEAKERS.TXT of LibriSpeech, talkers.tsv of feat/voices.py,
-    spkrinfo.txt of WSJ0 and spk2gender of Kaldi all have in common. Lines that start with ; are comments.
+    spkrinfo.txt of WSJ0 and spk2gender of Kaldi all have in common. Lines that start with ; are comments. The
+    spk2gender of gemengtju/SpEx_Plus has a mixture a line instead, and then a name of its group, such as MF.
 
     Raises:
-        UserError: it cannot be read, or has no such line.
+        UserError: it cannot be read, or has no line of several fields.
     """
-    genders = {}
+    genders = GenderTable(path)
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             for line in file:
                 talker, *fields = [field for field in re.split(r"[|\s]+", line.strip()) if field] or [""]
+                if not fields or talker.startswith(";"):
+                    continue
+                genders.second[talker] = fields[0]
                 found = [GENDERS[field.lower()] for field in fields if field.lower() in GENDERS]
-                if found and not talker.startswith(";"):
+                if found:
                     genders[plain_talker(talker)] = found[0]
     except OSError as error:
         raise UserError(f"{path}: no table can be read there ({error.strerror}); check the path") from error
-    if not genders:
+    if not genders.second:
         raise UserError(f"{path}: no line has a talker, then M or F; give a table such as LibriSpeech's SPEAKERS.TXT")
     return genders
 

@@ -417,13 +417,15 @@ class TalkerPool:
     """Single-talker utterances, to be mixed anew in every epoch; made by `talker_pool`.
 
     Attributes:
-      speakers: talkers in the order of their labels.
+      speakers: talkers in the order of their labels, also those who are never drawn.
       files: Files, utterances sorted by talker.
-      first, counts: number of a talker's first utterance, and how many there are, at least 2.
+      labels: of the talkers who are drawn.
+      first, counts: number of each one's first utterance, and how many there are, at least 2.
     """
 
     speakers: list[str]
     files: Files
+    labels: np.ndarray
     first: np.ndarray
     counts: np.ndarray
 
@@ -442,7 +444,7 @@ def talker_pool(corpus_folder, utterances, sample_rate, speakers=None, shortest=
       corpus_folder: what paths are relative to.
       utterances: {talker: [path]}, see feat.librispeech_mix.find_speakers.
       sample_rate: Hz of the batches.
-      speakers: talkers in the order of their labels; None: sorted.
+      speakers: talkers in the order of their labels, which all stay, whoever is left out; None: those drawn, sorted.
       shortest: samples that an utterance must have.
 
     Raises:
@@ -451,12 +453,12 @@ def talker_pool(corpus_folder, utterances, sample_rate, speakers=None, shortest=
     several = {talker: paths for talker, paths in utterances.items() if len(paths) > 1}
     if speakers is not None and (unknown := sorted(several.keys() - set(speakers))):
         raise UserError(f"talker {unknown[0]} is not among the {len(speakers)} classes; leave the talker out")
-    speakers = sorted(several) if speakers is None else [talker for talker in speakers if talker in several]
-    paths = [os.path.join(corpus_folder, path) for talker in speakers for path in several[talker]]
-    talkers = np.repeat(np.arange(len(speakers)), [len(several[talker]) for talker in speakers])
+    able = sorted(several) if speakers is None else [talker for talker in speakers if talker in several]
+    paths = [os.path.join(corpus_folder, path) for talker in able for path in several[talker]]
+    talkers = np.repeat(np.arange(len(able)), [len(several[talker]) for talker in able])
     files = audio_files(paths, sample_rate)
     useless = (files.samples < shortest) | _silent(paths)
-    counts = np.bincount(talkers[~useless], minlength=len(speakers))
+    counts = np.bincount(talkers[~useless], minlength=len(able))
     if np.sum(counts > 1) < 2:
         raise UserError(
             f"{corpus_folder}: {np.sum(counts > 1)} of {len(utterances)} talkers have two utterances or more that are"
@@ -468,9 +470,11 @@ def talker_pool(corpus_folder, utterances, sample_rate, speakers=None, shortest=
             f" {shortest} samples at {sample_rate} Hz, the first of them {paths[np.argmax(useless)]}"
         )
     files = files.some(np.flatnonzero(~useless & (counts[talkers] > 1)))
-    speakers = [talker for talker, count in zip(speakers, counts) if count > 1]
+    drawn = [talker for talker, count in zip(able, counts) if count > 1]
+    speakers = drawn if speakers is None else list(speakers)
+    labels = np.array([speakers.index(talker) for talker in drawn], np.int64)
     counts = counts[counts > 1]
-    return TalkerPool(speakers, files, np.cumsum(counts) - counts, counts)
+    return TalkerPool(speakers, files, labels, np.cumsum(counts) - counts, counts)
 
 
 def draw_mixed_triplets(pool, count, samples, enrolment_samples, snr_db, seed, epoch, both=False):
@@ -485,12 +489,12 @@ def draw_mixed_triplets(pool, count, samples, enrolment_samples, snr_db, seed, e
       both: every second triplet is the mixture before it, with the other talker as its target.
 
     Returns:
-      (talkers int64 [count] of the targets; files and starts int64 [count, 3] of target, interferer and
+      (labels int64 [count] of the targets; files and starts int64 [count, 3] of target, interferer and
       enrolment; enrolment lengths int64 [count]; ratios in dB float32 [count]).
     """
     generator = np.random.default_rng((seed, epoch, 14))
     drawn = -(-count // 2) if both else count
-    talkers = len(pool.speakers)
+    talkers = len(pool.labels)
     target = generator.integers(talkers, size=drawn)
     noise = (target + 1 + generator.integers(talkers - 1, size=drawn)) % talkers
     said = (generator.random(drawn) * pool.counts[target]).astype(np.int64)
@@ -500,13 +504,14 @@ def draw_mixed_triplets(pool, count, samples, enrolment_samples, snr_db, seed, e
     starts, lengths = _draw_pieces(pool, files, samples, enrolment_samples, generator)
     ratios = generator.uniform(*snr_db, drawn).astype(np.float32)
     if not both:
-        return target, files, starts, lengths, ratios
+        return pool.labels[target], files, starts, lengths, ratios
     swapped = np.stack(
         [files[:, 1], files[:, 0], pool.first[noise] + _another(other, pool.counts[noise], generator)], 1
     )
     swapped_starts, swapped_lengths = _draw_pieces(pool, swapped, samples, enrolment_samples, generator)
     swapped_starts[:, :2] = starts[:, 1::-1]
-    pairs = (target, noise), (files, swapped), (starts, swapped_starts), (lengths, swapped_lengths), (ratios, -ratios)
+    labels = pool.labels[target], pool.labels[noise]
+    pairs = labels, (files, swapped), (starts, swapped_starts), (lengths, swapped_lengths), (ratios, -ratios)
     return tuple(np.stack(pair, axis=1).reshape(2 * drawn, *pair[0].shape[1:])[:count] for pair in pairs)
 
 

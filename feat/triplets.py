@@ -177,11 +177,16 @@ def read_speakers(path):
 
 
 def read_durations(path):
-    """{utterance: seconds} of a list with both a line."""
-    try:
-        return {name: float(seconds) for name, seconds in read_fields(path, 2)}
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; a line is an utterance and its seconds") from error
+    """{utterance: seconds} of a list with both a line. Raises UserError for seconds that are not above 0."""
+    durations = {}
+    for name, text in read_fields(path, 2):
+        try:
+            durations[name] = float(text)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}; a line is an utterance and its seconds") from error
+        if not 0 < durations[name] < float("inf"):
+            raise UserError(f"{path}: {name} has {text} seconds, more than 0 are needed; mend the line")
+    return durations
 
 
 def talkers_of_triplet(name):
@@ -243,7 +248,8 @@ def _bare(kind, name):
 
 def _ids(folder, name):
     """(target, noise), the talkers in the name of a file."""
-    match = re.match(r"([^_]+)_([^_-]+)", name)
+    # Talkers in names of `part_stem` may have a "-", which in others parts the interferer from what follows.
+    match = re.match(r"([^_]+)_([^_]+)_\d{6}(?:[_.-]|$)", name) or re.match(r"([^_]+)_([^_-]+)", name)
     if match is None:
         raise UserError(f"{folder}: {name!r} does not start with TARGET_NOISE_, the two talkers; rename it")
     return match.groups()

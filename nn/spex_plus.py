@@ -33,7 +33,7 @@ from feat.triplets import read_durations, read_speakers, read_triplets, require_
 from models import losses
 from models.conv_tasnet import NORMS, zero_behind
 from models.spex_plus import BRANCHES, MASKS, SAMPLE_RATES, VARIANTS, SpexPlus, shortest_enrolment
-from nn import checkpoint, devices, evaluate, metrics, presence, summaries, train
+from nn import checkpoint, devices, evaluate, metrics, presence, score_groups, summaries, train
 from nn.deep_casa import OutputFolder, checkpoint_to_use
 from nn.extraction import LEAST_ENROLMENT_S, LEVELS, Extractor, TrainingLevels, match_level, stored_settings
 from nn.journal import Journal
@@ -177,7 +177,7 @@ def define_flags():
         "absent", False, "extract each mixture of the set by a voice that is not in it too: what --reject is worth"
     )
     flags.DEFINE_string(
-        "genders_file", "", "talkers and M or F, for a table of scores; default: that of the set's corpus, if any"
+        "genders_file", "", "talkers (or mixtures) and M or F, for a table of scores; default: that of the set's corpus"
     )
     flags.DEFINE_list("metrics", list(evaluate.DEFAULT_METRICS), f"any of {', '.join(metrics.METRICS)}")
     flags.DEFINE_integer("num_workers", 0, "processes that score; 0 for all cores", lower_bound=0)
@@ -288,16 +288,17 @@ class TrainingData(train.DrawnData):
 
     Args:
         mixture, enrolment: samples that the network needs of each.
+        speakers: in the order of their classes, unless --speakers_file says; None: those of the training set.
 
     Attributes:
-        classes: speakers of the training set.
+        speakers: in the order of their classes.
         examples: in an epoch.
         whole: all training mixtures of a batch have one length.
     """
 
-    def __init__(self, mixture, enrolment):
+    def __init__(self, mixture, enrolment, speakers=None):
         rate, self.batch_size = FLAGS.sample_rate, FLAGS.batch_size
-        speakers = read_speakers(FLAGS.speakers_file) if FLAGS.speakers_file else None
+        speakers = read_speakers(FLAGS.speakers_file) if FLAGS.speakers_file else speakers
         self.segment = round(FLAGS.segment_seconds * rate)
         self.enrolment = round(FLAGS.enrolment_seconds * rate)
         for flag, given, needed in (
@@ -332,7 +333,7 @@ class TrainingData(train.DrawnData):
             self.examples = len(triplets)
             if self.chunked:
                 self.examples = triplet_dataset.chunk_count(self.training, self.segment, self.segment // 2)
-        self.classes = len(speakers)
+        self.speakers = speakers
         validation = read_set("cv", speakers)
         if FLAGS.cv_utterances:
             validation = validation[: FLAGS.cv_utterances]
@@ -406,9 +407,12 @@ def train_model():
     source, own_classes = FLAGS.resume_model or FLAGS.load, bool(FLAGS.load)
     settings = model_settings(source, own_classes)
     windows = settings["windows"]
-    data = TrainingData(windows[0], shortest_enrolment(windows, settings["average_pool"]))
+    # What goes on elsewhere keeps the numbers of its talkers.
+    speakers = (checkpoint.read_config(FLAGS.resume_model) or {}).get("speakers") if FLAGS.resume_model else None
+    data = TrainingData(windows[0], shortest_enrolment(windows, settings["average_pool"]), speakers)
+    classes = len(data.speakers)
     if own_classes or not source:
-        settings["classes"] = FLAGS.classes or data.classes
+        settings["classes"] = FLAGS.classes or classes
     with strategy.scope():
         train.seed_everything(FLAGS.seed)
         model = SpexPlus(**settings)
@@ -416,10 +420,10 @@ def train_model():
             model.start_as_fourier()
         optimizer = make_optimizer(train.optimizer_name(), FLAGS.learning_rate, l2=FLAGS.l2)
         objective = make_objective(model, data.whole)
-    if data.classes > model.settings["classes"]:
+    if classes > model.settings["classes"]:
         raise UserError(
-            f"{','.join(FLAGS.data_folder)}: {data.classes} speakers in tr, the model tells"
-            f" {model.settings['classes']} apart; give --classes {data.classes}"
+            f"{','.join(FLAGS.data_folder)}: {classes} speakers in tr, the model tells"
+            f" {model.settings['classes']} apart; give --classes {classes}"
             + (", and --load in place of --resume_model" if FLAGS.resume_model else "")
         )
     examples_of = FLAGS.corpus_folder if FLAGS.dynamic_mixing else ",".join(set_folders("tr"))
@@ -439,7 +443,7 @@ def train_model():
         seconds_per_frame=1 / FLAGS.sample_rate,
         length_key="samples",
         config={name: FLAGS[name].value for name in ("variant", "sample_rate", "ratio")},
-        notes={"levels_db": training_levels(data, model)},
+        notes={"levels_db": training_levels(data, model), "speakers": list(data.speakers)},
         check_inputs=data.check,
         names_of=data.names_of,
         pictures=summaries.ExtractionPictures(
@@ -479,6 +483,8 @@ def infer():
     presence.read_threshold(source)
     triplets = read_set(FLAGS.set)
     genders = genders_of_set()
+    if genders is not None:
+        score_groups.label_talkers([triplet.name for triplet in triplets], 1, genders=genders)
     drawn = presence.draw_absent(triplets, FLAGS.seed) if FLAGS.absent else []
     extractor = load_extractor(source)
     folder = f"exp/{FLAGS.exp_name}/output_{FLAGS.set}"

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import sys
 
 import keras
@@ -21,7 +22,7 @@ from models.spex_plus import VARIANTS, SpexPlus
 from models.waveform_separator import DeepCasaSeparator, OneRecording
 from nn import checkpoint, clustering
 from nn.export import FORMATS
-from nn.extraction import Extractor
+from nn.extraction import Extractor, frame_powers
 from nn.separate import Separator
 
 PACKAGES = ("tf2onnx", "onnx", "onnxruntime", "ai_edge_litert")
@@ -253,3 +254,33 @@ def test_extractor_in_all_formats(folder, spex_plus):
             if name != "litert" or lengths == (4000, 6000):
                 (found,) = separate(waveforms)
                 np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@needs_extra
+def test_exported_extractor_hears_at_the_levels_of_training(folder, spex_plus):
+    """Recordings of any level are extracted as nn/separate.py does."""
+    source = folder / "levels"
+    shutil.copytree(folder / "spex_plus", source)
+    config = json.loads((source / "config.json").read_text()) | {"levels_db": {"mixture": -20.0, "enrolment": -30.0}}
+    (source / "config.json").write_text(json.dumps(config))
+    run(folder, resume_model=source, output_dir="out_levels", seconds=1, enrolment_seconds=1)
+    formats = {name: form.load(str(folder / "out_levels" / form.path)) for name, form in FORMATS.items()}
+    separator, plain = Separator(str(source)), Separator(str(folder / "spex_plus"))
+    voice = speech.voice(1, 5, 1)
+    for x in (mixture(8000), 0.1 * mixture(8000), 0.1 * mixture(8000) * (np.arange(8000) > 5000)):
+        expected = separator(x, RATE, enrolment=0.1 * voice)[0]
+        other = plain(x, RATE, enrolment=0.1 * voice)[0]
+        assert np.sum((other - expected) ** 2) > 1e-3 * np.sum(expected**2)  # else this would tell nothing
+        for name, separate in formats.items():
+            (found,) = separate({"mixture": x, "enrolment": 0.1 * voice})
+            error = np.sum((found - expected) ** 2) / np.sum(expected**2)
+            assert 10 * np.log10(max(error, 1e-12)) < -50, name
+    # Parts of the last frame, less than a frame, and silence.
+    extractor = separator.system.extractor
+    for name in ("saved_model", "onnx"):
+        for lengths in ((3333, 4777), (30, 4777)):
+            waveforms = {name: 0.1 * mixture(n) for name, n in zip(("mixture", "enrolment"), lengths)}
+            gain = extractor.gain("enrolment", frame_powers(waveforms["enrolment"], extractor.frame))
+            expected = extractor(waveforms["mixture"], extractor.embed(gain * waveforms["enrolment"]))
+            np.testing.assert_allclose(formats[name](waveforms)[0], expected, atol=1e-3 * np.abs(expected).max())
+        assert not np.any(formats[name]({"mixture": np.zeros(3000, np.float32), "enrolment": voice}))

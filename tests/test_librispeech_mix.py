@@ -1,8 +1,10 @@
 """Triplets for target-speaker extraction: made from recordings, listed, and fed to training."""
 
+import contextlib
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +145,78 @@ def test_a_lost_file_comes_back_and_other_settings_are_refused(corpus, made, tmp
     assert contents(tmp_path / "set") == before
 
 
+def test_a_cut_file_is_made_again(corpus, tmp_path):
+    flags = flags_for(corpus, tmp_path / "set", nfiles=4)
+    succeed(tmp_path, SCRIPT, **flags)
+    before = contents(tmp_path / "set")
+    first = min((tmp_path / "set" / "part").glob("*-mixed.wav"))
+    for kind in ("mixed", "ref"):  # the reference is one file for all segments
+        os.truncate(str(first).replace("mixed", kind), 1000)
+    assert "1 triplets made now" in succeed(tmp_path, SCRIPT, **flags)
+    assert contents(tmp_path / "set") == before
+
+
+def test_no_folder_but_a_set_is_ever_emptied(corpus, tmp_path):
+    folder = tmp_path / "corpus"
+    for talker in ("100", "102"):
+        shutil.copytree(corpus / talker, folder / talker)
+    os.symlink(folder, tmp_path / "link")
+    before = contents(folder)
+    for output, said in (
+        (folder, f"{folder}: is {folder}"),
+        (tmp_path / "link", f"link: is {folder}"),
+        (folder / "100" / "out", f"out: lies in {folder}"),
+        (tmp_path, f"{tmp_path}: holds {folder}"),
+    ):
+        for flags in ([], ["--overwrite"]):
+            assert said in refuse(tmp_path, SCRIPT, *flags, **flags_for(folder, output))
+            assert contents(folder) == before
+    (tmp_path / "mine").mkdir()
+    for name, text in (("a.txt", "mine"), ("settings.json", '{"editor": "vi"}')):
+        (tmp_path / "mine" / name).write_text(text)
+        for flags in ([], ["--overwrite"]):
+            line = refuse(tmp_path, SCRIPT, *flags, **flags_for(folder, tmp_path / "mine"))
+            assert "holds files, but no settings.json" in line and "--overwrite" not in line
+            assert (tmp_path / "mine" / "a.txt").read_text() == "mine"
+    succeed(tmp_path, SCRIPT, **flags_for(folder, tmp_path / "set", nfiles=2))
+    succeed(tmp_path, SCRIPT, "--overwrite", **flags_for(folder, tmp_path / "set", nfiles=1))
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_at_once(tmp_path, times):
+    """Also a second one, while workers make what takes long; nothing half-written stays."""
+    for talker in range(2):
+        for k in range(2):
+            write_pcm16(tmp_path / "c" / f"{talker}" / f"{k}.wav", np.tile(voice(talker, k, 20, 16000), 15), 16000)
+    named = flags_for(tmp_path / "c", tmp_path / "set", nfiles=40, num_workers=2, sample_rate=16000)
+    del named["corpus_flags"]
+    command = [sys.executable, librispeech_mix.__file__, *[f"--{key}={value}" for key, value in named.items()]]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
+    try:
+        while not list((tmp_path / "set").glob("part/*.wav")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        for _ in range(times):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.05)
+        _, said = process.communicate(timeout=10)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert "stopped: what was finished is kept" in said and "Traceback" not in said
+    assert process.returncode in (130, -signal.SIGINT)  # the second may come when Python is about to end
+    assert not list((tmp_path / "set").rglob(".*.tmp*"))
+
+
+def test_blanks_in_the_names_of_talkers(corpus, tmp_path):
+    for talker, name in (("100", "John Doe 0"), ("102", "Jane_Doe\u00a01")):
+        shutil.copytree(corpus / talker, tmp_path / "corpus" / name)
+    succeed(tmp_path, SCRIPT, **flags_for(tmp_path / "corpus", tmp_path / "set", nfiles=2))
+    for record in triplets.read_triplets(tmp_path / "set"):
+        assert record.name.split() == [record.name] and record.speaker in ("John-Doe-0", "Jane-Doe-1")
+
+
 def test_unusable_files_are_named_and_replaced(tmp_path):
     folder = tmp_path / "corpus"
     for talker in range(3):
@@ -280,6 +354,13 @@ def test_layouts_are_read_alike(made, tmp_path):
         (tmp_path / f"{name}.scp").write_text(moved)
     found = triplets.read_triplets(tmp_path, speakers, roots=[f"/export/wsj0/={made}", str(tmp_path)])
     assert_same_batches(listed(triplet_dataset.evaluate(triplet_dataset.triplet_set(found, RATE))), plain)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
+def test_durations_that_are_none(tmp_path, seconds):
+    (tmp_path / "durations").write_text(f"01ao0301 2.5\n02bo0302 {seconds}\n")
+    with pytest.raises(UserError, match=f"durations: 02bo0302 has {seconds} seconds, more than 0 are needed"):
+        triplets.read_durations(tmp_path / "durations")
 
 
 def test_labels_of_another_set(made):
@@ -488,6 +569,17 @@ def test_dynamic_mixing_leaves_out_what_can_enrol_nobody(corpus, tmp_path, capsy
     given = dict(seed=0, epoch=0)
     assert_same_batches(*(listed(triplet_dataset.mixed_batches(pool, 4, 2, 6000, **given)) for pool in (plain, mended)))
     assert f"4 of {6 * PER_TALKER + 5} utterances are left out" in capsys.readouterr().out
+    # Whoever is left out, all keep their numbers in a list that is given.
+    speakers = ["105", "200", "104", "103", "nobody", "102", "101", "100"]
+    numbered = triplet_dataset.talker_pool("", more, RATE, speakers, shortest=801)
+    assert numbered.speakers == speakers
+    for both in (False, True):
+        labels, files, *_ = triplet_dataset.draw_mixed_triplets(numbered, 200, 6000, 0, (-5, 5), 0, 0, both)
+        found = [files_of.split("/10")[1][0] for files_of in np.array(numbered.files.paths)[files[:, 0]]]
+        assert found == [speakers[label][2] for label in labels] and len(set(labels)) == 6
+    (batch,) = listed(triplet_dataset.mixed_batches(numbered, 4, 1, 6000, **given))
+    drawn = triplet_dataset.draw_mixed_triplets(numbered, 4, 6000, 0, (0, 5), 0, 0)[0]
+    np.testing.assert_array_equal(batch["speaker"], drawn)
     with pytest.raises(UserError, match="1 of 2 talkers have two utterances or more that are not silent"):
         triplet_dataset.talker_pool("", {name: more[name] for name in ("100", "200")}, RATE, shortest=801)
 

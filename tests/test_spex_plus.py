@@ -361,6 +361,18 @@ def test_resumed_run_ends_as_one_that_was_not_interrupted(folder):
     assert list((whole / "pictures").glob("*.png"))
 
 
+def test_what_is_resumed_elsewhere_keeps_its_talkers(folder):
+    """A corpus without the first talker of the classes does not move the others up."""
+    (folder / "fewer/tr/part").mkdir(parents=True)
+    for path in (folder / "triplets/tr/part").glob("[12]_*"):
+        shutil.copy(path, folder / "fewer/tr/part")
+    shutil.copytree(folder / "triplets/cv", folder / "fewer/cv")
+    run = FLAGS | dict(time_stamp="fewer", data_folder="fewer", resume_model=prefix(folder, "whole", 3), pictures=0)
+    speech.succeed(folder, "nn/spex_plus.py", **run)
+    config = json.loads((folder / "exp/spex_plus/models/fewer/config.json").read_text())
+    assert config["speakers"] == ["0", "1", "2"] and config["model"]["classes"] == 3
+
+
 def test_what_is_resumed_elsewhere_goes_on(folder):
     """Weights, optimiser, schedule and order of --resume_model; --load takes the weights alone."""
     half = prefix(folder, "whole", 3)
