@@ -1,5 +1,6 @@
 """Training on several devices and in several processes, in reduced precision, and its guards."""
 
+import contextlib
 import json
 import os
 import re
@@ -270,14 +271,23 @@ def test_profile_and_hparams_are_written(folder):
     assert any(tag.startswith("weights/") and tag.endswith("/kernel") for tag in tags)
 
 
-def test_an_utterance_that_is_not_finite(folder):
-    """Its steps are skipped; where there is nothing else training stops and names it."""
-    with open(folder / "lists/mix_2_spk_min_tr_mix", encoding="utf-8") as file:
+@contextlib.contextmanager
+def broken_estimates(folder, set_name):
+    """Gives the name of a mixture of a set whose estimates hold NaN meanwhile."""
+    with open(folder / f"lists/mix_2_spk_min_{set_name}_mix", encoding="utf-8") as file:
         name = file.read().split()[1]
-    path = cache.estimate_path(str(folder / EXP / "feat"), "tr", name)
+    path = cache.estimate_path(str(folder / EXP / "feat"), set_name, name)
     whole = np.load(path)
     np.save(path, np.where(np.arange(whole.shape[1])[:, None] == 5, np.nan, whole))
     try:
+        yield name
+    finally:
+        np.save(path, whole)
+
+
+def test_an_utterance_that_is_not_finite(folder):
+    """Its steps are skipped; where there is nothing else training stops and names it."""
+    with broken_estimates(folder, "tr") as name:
         printed = seq(folder, "skipped", epoch=2, batch_size=1, segment_seconds=0)
         among_others = seq(folder, "among_others", epoch=3, segment_seconds=0)
         line = speech.refuse(
@@ -286,8 +296,6 @@ def test_an_utterance_that_is_not_finite(folder):
             time_stamp="stopped",
             **SEQ | dict(batch_size=4, segment_seconds=0, max_bad_steps=1, epoch=4),
         )
-    finally:
-        np.save(path, whole)
     assert_finite(prefix(folder, "skipped", 8))
     assert "not finite in 1 steps in a row" in line and name in line
     # Once, although each epoch leaves it out, and without those that it shares a batch with.
@@ -298,17 +306,10 @@ def test_an_utterance_that_is_not_finite(folder):
 
 @pytest.mark.parametrize("devices", [0, 2])
 def test_a_validation_mixture_that_is_not_finite(folder, devices):
-    with open(folder / "lists/mix_2_spk_min_cv_mix", encoding="utf-8") as file:
-        name = file.read().split()[1]
-    path = cache.estimate_path(str(folder / EXP / "feat"), "cv", name)
-    whole = np.load(path)
-    np.save(path, np.where(np.arange(whole.shape[1])[:, None] == 5, np.nan, whole))
-    try:
+    with broken_estimates(folder, "cv") as name:
         runner = speech.run if devices else speech.run_here
         flags = SEQ | dict(time_stamp=f"validation_{devices}", num_virtual_devices=devices)
         line = speech.refuse(folder, "nn/seq_group.py", runner=runner, **flags)
-    finally:
-        np.save(path, whole)
     assert f"validation loss is nan before step 1: numbers in {name} are not finite; mend or make its files" in line
 
 
