@@ -192,7 +192,11 @@ def test_ctrl_c_ends_at_once(tmp_path, times):
     named = flags_for(tmp_path / "c", tmp_path / "set", nfiles=40, num_workers=2, sample_rate=16000)
     del named["corpus_flags"]
     command = [sys.executable, librispeech_mix.__file__, *[f"--{key}={value}" for key, value in named.items()]]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
+        # What a shell starts in the background ignores it, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         while not list((tmp_path / "set").glob("part/*.wav")):
             assert process.poll() is None
