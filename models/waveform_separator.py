@@ -136,3 +136,45 @@ class OneRecording(keras.Model):
     @classmethod
     def from_config(cls, config):
         return cls(**config | {"separator": keras.saving.deserialize_keras_object(config["separator"])})
+
+
+@keras.saving.register_keras_serializable("deep_casa")
+class AtTrainingLevels(keras.Model):
+    """A TargetExtractor that gets signals at the levels of its training, as nn.extraction.Extractor brings them there.
+
+    Args:
+        extractor: TargetExtractor.
+        levels_db: {"mixture", "enrolment": dB}.
+    """
+
+    def __init__(self, extractor, levels_db, **kwargs):
+        super().__init__(**{"name": "at_training_levels"} | kwargs)
+        self.extractor = extractor
+        self.levels_db = dict(levels_db)
+        self.built = True  # as the extractor is
+
+    def call(self, mixture, enrolment):
+        gain = self.gain("mixture", mixture)
+        return self.extractor(gain * mixture, self.gain("enrolment", enrolment) * enrolment) / gain
+
+    def gain(self, kind, signal):
+        """See Extractor.gain; of a signal [1, samples], by masks where loud frames are picked there."""
+        if kind not in self.levels_db:
+            return 1.0
+        frame, samples = self.extractor.model.windows[1], ops.shape(signal)[1]
+        frames = ops.maximum(samples // frame, 1)
+        filled = ops.pad(signal, ((0, 0), (0, ops.maximum(frame - samples, 0))))
+        filled = ops.reshape(ops.slice(filled, (0, 0), (1, frames * frame)), (-1, frame))
+        powers = ops.sum(ops.square(filled), axis=1) / ops.cast(ops.minimum(samples, frame), "float32")  # [frames]
+        loud = ops.cast(powers >= 0.01 * ops.max(powers), "float32")
+        level = ops.sum(loud * powers) / ops.sum(loud)
+        wanted = 10 ** (self.levels_db[kind] / 20)
+        return ops.where(level > 0, wanted / ops.sqrt(ops.maximum(level, 1e-20)), 1.0)
+
+    def get_config(self):
+        extractor = keras.saving.serialize_keras_object(self.extractor)
+        return {"name": self.name, "extractor": extractor, "levels_db": self.levels_db}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config | {"extractor": keras.saving.deserialize_keras_object(config["extractor"])})

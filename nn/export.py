@@ -32,13 +32,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
-from keras import ops
 
 from feat.files import UserError, brief, make_writable_directory, write_text
 from feat.graph import compiled
 from models.conv import portable_graphs
 from models.spex_plus import SpexPlus
-from models.waveform_separator import DeepCasaSeparator, OneRecording, TargetExtractor
+from models.waveform_separator import AtTrainingLevels, DeepCasaSeparator, OneRecording, TargetExtractor
 from nn import checkpoint
 from nn.extraction import stored_settings
 from nn.systems import DeepCasa, find_checkpoints
@@ -49,48 +48,6 @@ STAGING = ".export_"  # start of the folder in which files are made, before they
 METADATA = "export.json"
 CHECK_SECONDS = (0.05, 0.7, 1.9)  # lengths at which files of free length are compared with Keras
 CHECK_ENROLMENT_SECONDS = (0.6, 1.5, 0.06)  # beside them
-
-
-@keras.saving.register_keras_serializable("deep_casa")
-class AtTrainingLevels(keras.Model):
-    """A TargetExtractor that gets signals at the levels of its training, as nn.extraction.Extractor brings them there.
-
-    Args:
-        extractor: TargetExtractor.
-        levels_db: {"mixture", "enrolment": dB}.
-    """
-
-    def __init__(self, extractor, levels_db, **kwargs):
-        super().__init__(**{"name": "at_training_levels"} | kwargs)
-        self.extractor = extractor
-        self.levels_db = dict(levels_db)
-        self.built = True  # as the extractor is
-
-    def call(self, mixture, enrolment):
-        gain = self.gain("mixture", mixture)
-        return self.extractor(gain * mixture, self.gain("enrolment", enrolment) * enrolment) / gain
-
-    def gain(self, kind, signal):
-        """See Extractor.gain; of a signal [1, samples], by masks where loud frames are picked there."""
-        if kind not in self.levels_db:
-            return 1.0
-        frame, samples = self.extractor.model.windows[1], ops.shape(signal)[1]
-        frames = ops.maximum(samples // frame, 1)
-        filled = ops.pad(signal, ((0, 0), (0, ops.maximum(frame - samples, 0))))
-        filled = ops.reshape(ops.slice(filled, (0, 0), (1, frames * frame)), (-1, frame))
-        powers = ops.sum(ops.square(filled), axis=1) / ops.cast(ops.minimum(samples, frame), "float32")  # [frames]
-        loud = ops.cast(powers >= 0.01 * ops.max(powers), "float32")
-        level = ops.sum(loud * powers) / ops.sum(loud)
-        wanted = 10 ** (self.levels_db[kind] / 20)
-        return ops.where(level > 0, wanted / ops.sqrt(ops.maximum(level, 1e-20)), 1.0)
-
-    def get_config(self):
-        extractor = keras.saving.serialize_keras_object(self.extractor)
-        return {"name": self.name, "extractor": extractor, "levels_db": self.levels_db}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config | {"extractor": keras.saving.deserialize_keras_object(config["extractor"])})
 
 
 class Trained(typing.NamedTuple):
