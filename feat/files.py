@@ -57,6 +57,16 @@ def write_text(path, text):
         file.write(text)
 
 
+def stamps(paths, folder=None):
+    """[[path, bytes, mtime_ns]] of those of some files that are there; paths absolute, or from a folder on."""
+    found = []
+    for path in filter(os.path.exists, paths):
+        stat = os.stat(path)
+        name = os.path.relpath(path, folder) if folder else os.path.abspath(path)
+        found.append([name, stat.st_size, stat.st_mtime_ns])
+    return found
+
+
 def unreadable(path, error):
     """Says that a file is there but cannot be opened, and why: an OSError."""
     return f"{path}: cannot be read ({error.strerror}); mend its permissions, or make it again"

@@ -71,6 +71,7 @@ def model_settings(flag_names, resume_model="", **more):
     config = checkpoint.read_config(resume_model) if resume_model else None
     if not config:
         return settings
+    _require_fitting(resume_model, config)
     stored = config["model"]
     for argument, flag in flag_names.items():
         if argument in stored and FLAGS[flag].present and FLAGS[flag].value != stored[argument]:
@@ -78,7 +79,6 @@ def model_settings(flag_names, resume_model="", **more):
                 f"{checkpoint.resolve(resume_model)}: trained with --{flag} {stored[argument]},"
                 f" but --{flag} {FLAGS[flag].value} was given; leave it out or give another checkpoint"
             )
-    _require_fitting(resume_model, config)
     return settings | {k: v for k, v in stored.items() if k in settings}
 
 

@@ -454,7 +454,7 @@ def _require_files(system, name, dataset):
         _require_whole_bin(*system.paths(name, dataset.talkers), dataset.talkers)
         return
     if system.source == "scp":
-        lists = [(f"{system.folder}", table) for table in system.tables]
+        lists = [(system.folder, table) for table in system.tables]
         lists += [("--references", table) for table in dataset.references]
         lists += [("--mixtures", dataset.mixtures)] if dataset.mixtures else []
         for where, table in lists:

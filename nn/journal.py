@@ -3,7 +3,7 @@
 import json
 import os
 
-from feat.files import write_text
+from feat.files import stamps, write_text
 from feat.parallel import progress
 from nn import checkpoint, train
 
@@ -55,7 +55,7 @@ class Journal:
         return left, progress(left, description, len(names), initial=len(names) - len(left), unit="mixture")
 
     def _done(self, name):
-        return name in self.entries and self.entries[name]["inputs"] == _states(self.inputs[name])
+        return name in self.entries and self.entries[name]["inputs"] == stamps(self.inputs[name])
 
     def found(self, name):
         """What was found for a mixture that is done."""
@@ -67,7 +67,7 @@ class Journal:
         Args:
             found: what JSON can hold, and arrays, which come back as lists.
         """
-        entry = {"name": name, "inputs": _states(self.inputs[name]), "found": found}
+        entry = {"name": name, "inputs": stamps(self.inputs[name]), "found": found}
         text = json.dumps(entry, default=lambda array: array.tolist())
         try:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -80,9 +80,3 @@ class Journal:
     def finish(self):
         """The run is at its end."""
         os.remove(self.path)
-
-
-def _states(paths):
-    """[[size, time of the last change]] of files, None for one that is not there."""
-    states = [os.stat(path) if os.path.exists(path) else None for path in paths]
-    return [state and [state.st_size, state.st_mtime_ns] for state in states]

@@ -29,7 +29,7 @@ from feat.audio import read_blocks, require_stereo, wav_info
 from feat.files import UserError, atomic_path, make_writable_directory
 from nn.extraction import LIVE_LEVELS
 from nn.streams import resample_channels
-from nn.systems import SYSTEMS, Stopwatch, enrol, find_checkpoints, make_system
+from nn.systems import Stopwatch, enrol, find_checkpoints, make_system, options_of_flags
 
 FLAGS = flags.FLAGS
 
@@ -182,10 +182,7 @@ def main(_):
     if FLAGS.stdout == "none" and not FLAGS.output_dir:
         raise UserError("nowhere to write: give --output_dir FOLDER or --stdout raw")
     checkpoints = find_checkpoints(FLAGS.resume_model)
-    kind = SYSTEMS[next(iter(checkpoints))]
-    if FLAGS["level"].present and "level" not in kind.OPTIONS:
-        raise UserError(f"--level: {kind.NAME} has no use for it; leave it out")
-    system = make_system(checkpoints, **({"level": FLAGS.level} if "level" in kind.OPTIONS else {}))
+    system = make_system(checkpoints, **options_of_flags(next(iter(checkpoints))))
     seconds, to_hz = FLAGS.block_seconds, system.sample_rate
     channels = system.CHANNELS
     stream = Stopwatch(system, enrol(system, FLAGS.enrolment))

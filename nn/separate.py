@@ -38,12 +38,12 @@ from absl import flags
 from feat.audio import read_blocks, require_stereo, resample, resample_blocks, wav_info
 from feat.avspeech.clips import faces_path
 from feat.avspeech.embed_faces import DETECTORS
-from feat.files import UserError, atomic_path, make_writable_directory, require_free_bytes, write_text
+from feat.files import UserError, atomic_path, make_writable_directory, require_free_bytes, stamps, write_text
 from feat.parallel import progress
 from nn import checkpoint
 from nn.diffusion import SOLVER_NAMES
 from nn.extraction import LEVELS, REJECT
-from nn.systems import SYSTEMS, Stopwatch, enrol, find_checkpoints, make_system
+from nn.systems import Stopwatch, enrol, find_checkpoints, make_system, options_of_flags
 from nn.windows import OVERLAP_S, WINDOW_S, Windows
 
 FLAGS = flags.FLAGS
@@ -388,27 +388,6 @@ class Done:
         except (OSError, ValueError, KeyError, TypeError):
             whole = False
         return (options, recordings) if whole else ({}, {})
-
-
-def stamps(paths, folder=None):
-    """[[path, bytes, mtime_ns]] of those of some files that are there; paths absolute, or from a folder on."""
-    found = []
-    for path in filter(os.path.exists, paths):
-        stat = os.stat(path)
-        name = os.path.relpath(path, folder) if folder else os.path.abspath(path)
-        found.append([name, stat.st_size, stat.st_mtime_ns])
-    return found
-
-
-def options_of_flags(system):
-    """Options of a system from the flags. Raises UserError for a flag that was given and is another system's."""
-    options = {}
-    for name in dict.fromkeys(option for kind in SYSTEMS.values() for option in kind.OPTIONS):
-        if name in SYSTEMS[system].OPTIONS:
-            options[name] = FLAGS[name].value
-        elif FLAGS[name].present:
-            raise UserError(f"--{name}: {SYSTEMS[system].NAME} has no use for it; leave it out")
-    return options
 
 
 def main(argv):

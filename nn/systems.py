@@ -5,7 +5,7 @@ options that it lists, and has
 
     NAME            for messages
     CHECKPOINTS     names of the systems whose checkpoints make one of these
-    OPTIONS         names of further arguments; nn/separate.py has flags of these names
+    OPTIONS         names of further arguments; nn/separate.py has flags of these names, nn/live.py of some
     ENROLMENT       whether it extracts the talker of an enrolment, which `separate` is then given
     FACES           whether it goes by the faces of a video, whose `embeddings` `separate` is then given too
     sample_rate     Hz of what it takes and gives
@@ -34,6 +34,7 @@ import time
 
 import numpy as np
 import tensorflow as tf
+from absl import flags
 
 from feat.files import UserError
 from feat.graph import compiled
@@ -48,6 +49,8 @@ from nn.diffusion import Diffusion
 from nn.extraction import TargetTalker
 from nn.streams import add_up, compile_step, stream_through
 from nn.windows import join, piece
+
+FLAGS = flags.FLAGS
 
 
 class DeepCasa:
@@ -239,6 +242,23 @@ def enrol(system, enrolments, sample_rate=None):
 def make_system(checkpoints, **options):
     """The system of {system: prefix}, as of `find_checkpoints`; `options` are those that its class lists."""
     return SYSTEMS[next(iter(checkpoints))](checkpoints, **options)
+
+
+def options_of_flags(system):
+    """Options of a system from those flags that the script has.
+
+    Raises:
+        UserError: one was given and is another system's.
+    """
+    options = {}
+    for name in dict.fromkeys(option for kind in SYSTEMS.values() for option in kind.OPTIONS):
+        if name not in FLAGS:
+            continue
+        if name in SYSTEMS[system].OPTIONS:
+            options[name] = FLAGS[name].value
+        elif FLAGS[name].present:
+            raise UserError(f"--{name}: {SYSTEMS[system].NAME} has no use for it; leave it out")
+    return options
 
 
 # Streams ------------------------------------------------------------------------------------------
