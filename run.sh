@@ -8,6 +8,7 @@
 # ./run.sh diffsep [--preset small|original] [--stage N] [--stop_stage N] [flags...]     separates talkers, and enhances
 #   noisy speech, by diffusion
 # ./run.sh test [pytest arguments...]                                                    installs and runs the tests
+# ./run.sh lint                                                                          installs and runs ruff
 #
 # Each is the whole pipeline. Flags are handed to every script of it that has them; --simul.FLAG and --seq.FLAG to one
 # stage of Deep CASA alone, --tr.FLAG, --cv.FLAG and --tt.FLAG to the making of one set of triplets, --separation.FLAG
@@ -37,17 +38,19 @@ install() {
 
 # Whether script $1 has the flag $2.
 has_flag() {
-  local shared=/dev/null others
+  local shared=/dev/null others=
+  local training="nn/training/flags.py nn/training/devices.py"
   case $1 in
-    nn/simul_group.py | nn/seq_group.py) shared="nn/deep_casa.py nn/train.py nn/devices.py feat/feat_gen.py" ;;
-    nn/spex_plus.py | nn/binaural_tasnet.py) shared="nn/train.py nn/devices.py" ;;
-    nn/looking_to_listen.py) shared="nn/train.py nn/devices.py" ;;
-    nn/diffsep.py) shared="nn/diffsep_flags.py nn/train.py nn/devices.py" ;;
-    nn/diffsep_evaluate.py) shared=nn/diffsep_flags.py ;;
+    feat/feat_gen.py) shared=feat/corpora/features.py ;;
+    nn/simul_group.py | nn/seq_group.py) shared="nn/systems/deep_casa/training.py $training feat/corpora/features.py" ;;
+    nn/spex_plus.py) shared="nn/systems/spex_plus/training.py $training" ;;
+    nn/binaural_tasnet.py) shared="nn/systems/binaural_tasnet/training.py $training" ;;
+    nn/looking_to_listen.py) shared="nn/systems/looking_to_listen/training.py $training" ;;
+    nn/diffsep.py) shared="nn/systems/diffsep/training.py nn/systems/diffsep/flags.py $training" ;;
+    nn/diffsep_evaluate.py) shared=nn/systems/diffsep/flags.py ;;
   esac
-  # What the shared files define for others: feat_gen.py, the last of them, for itself, deep_casa.py for stage 2 alone.
-  others='/^if __name__/,$d'
-  [ "$1" != nn/simul_group.py ] || others+='; /^def define_grouping_flags/,/^$/d'
+  # What the shared files of Deep CASA define for stage 2 alone.
+  [ "$1" != nn/simul_group.py ] || others='/^def define_grouping_flags/,/^$/d'
   local any_set=$2
   # The corpus has some flags once for each set.
   case $2 in tr_* | cv_* | tt_* | train_* | val_* | test_*) any_set="[{][a-z_]*name}_${2#*_}" ;; esac
@@ -106,7 +109,7 @@ value_of() {
   echo "$value"
 }
 
-# Folder of the wavs of a rate in Hz, as feat/lists.py names it: wav8k, wav22.05k.
+# Folder of the wavs of a rate in Hz, as feat/corpora/lists.py names it: wav8k, wav22.05k.
 rate_folder() {
   local thousandths=$(($1 % 1000 + 1000))
   local part=${thousandths#1}
@@ -621,6 +624,11 @@ diffsep() {
 case ${1:-} in
   deep_casa | spex_plus | binaural | looking_to_listen | diffsep)
     "$@"
+    ;;
+  lint)
+    install test
+    .venv/bin/ruff check .
+    .venv/bin/ruff format --check .
     ;;
   test)
     shift

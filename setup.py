@@ -1,6 +1,6 @@
 """Install with `pip install -e .`, or let run.sh do it."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 corpus = ["espeakng-loader==0.2.4"]
 convert = ["torch>=2.6"]
@@ -18,7 +18,7 @@ setup(
     version="0.1.0",
     description="Deep CASA speaker separation for TensorFlow 2 and Keras 3",
     python_requires=">=3.11",
-    packages=["feat", "feat.avspeech", "models", "nn"],
+    packages=find_packages(include=["feat*", "models*", "nn*"]),
     install_requires=[
         "tensorflow>=2.21",
         "keras>=3.15",
@@ -44,7 +44,7 @@ setup(
         "mos": mos,
         "plot": plot,
         "room": room,
-        "test": ["pytest", "pytest-xdist", "selenium", *corpus, *demo, *export, *faces, *room],
+        "test": ["pytest", "pytest-xdist", "ruff==0.17.6", "selenium", *corpus, *demo, *export, *faces, *room],
         "video": video,
     },
 )

@@ -27,29 +27,38 @@ import functools
 import io
 import json
 import os
-import random
 import shutil
 import time
 import zlib
 from dataclasses import dataclass
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 from absl import flags
 
-from feat import binaural, binaural_scenes, noises, rooms
-from feat.audio import FULL_SCALE, read_mono, read_stereo, resample, to_int16, wav_info, write_float, write_pcm16
-from feat.binaural_scenes import KINDS, Scene
-from feat.binaural_sets import NOISE_SIGNALS, SHORTEST, divide_talkers, read_manifest, set_folder
-from feat.files import UserError, make_writable_directory, require_free_bytes, write_text
-from feat.hrir import CIPIC_SETS, Head, cipic_number, find_heads, split_heads
-from feat.lists import SETS, source_names
-from feat.mixing import MODES, draw_sets, mix_sources
-from feat.mixture_tree import claim_folder, file_names, measure_level
-from feat.parallel import parallel_map
-from feat.rooms import Room, simulate, time_name
-from feat.wsj0_mix import find_wsj0
+from feat.base.files import UserError, make_writable_directory, require_free_bytes, write_text
+from feat.base.parallel import parallel_map
+from feat.corpora import binaural_scenes
+from feat.corpora.binaural_scenes import KINDS, Scene
+from feat.corpora.binaural_sets import NOISE_SIGNALS, SHORTEST, divide_talkers, read_manifest, set_folder
+from feat.corpora.find import _demand, ascending, find_noise, find_wsj0
+from feat.corpora.lists import SETS, source_names
+from feat.corpora.mixture_tree import claim_folder, file_names, measure_level
+from feat.signals import binaural, noises, rooms
+from feat.signals.audio import (
+    FULL_SCALE,
+    read_mono,
+    read_stereo,
+    resample,
+    to_int16,
+    wav_info,
+    write_float,
+    write_pcm16,
+)
+from feat.signals.hrir import CIPIC_SETS, Head, cipic_number, find_heads, split_heads
+from feat.signals.mixing import MODES, draw_sets, mix_sources
+from feat.signals.rooms import Room, simulate, time_name
 
 NOISE_FIELDS = ("same", "independent", "diffuse")
 BYTES_PER_SAMPLE = {"PCM_16": 2, "FLOAT": 4}
@@ -611,47 +620,6 @@ def _recordings(values):
     return {name: {path: _samples_16k(path) for path in paths} for name, paths in found.items()}
 
 
-def _demand(folder):
-    """{set: [path]} that DEMAND's recordings would have."""
-    return {
-        name: [os.path.join(folder, room, binaural_scenes.DEMAND_CHANNEL) for room in places]
-        for name, places in binaural_scenes.DEMAND.items()
-    }
-
-
-def find_noise(folder, seed=0):
-    """{set: [path]} of recordings of noise: DEMAND's as published, those of tr/, cv/ and tt/, or else 3 : 1 : 1.
-
-    Raises:
-      UserError: there are none.
-    """
-    if not os.path.isdir(folder):
-        raise UserError(f"{folder}: no such folder; check --noise_folder")
-    demand = _demand(folder)
-    if all(os.path.exists(path) for paths in demand.values() for path in paths):
-        return demand
-
-    def audio(below):
-        return sorted(
-            os.path.join(where, name)
-            for where, _, names in os.walk(below)
-            for name in names
-            if name.lower().endswith((".wav", ".flac")) and name[0] != "."
-        )
-
-    if all(os.path.isdir(os.path.join(folder, name)) for name in SETS):
-        found = {name: audio(os.path.join(folder, name)) for name in SETS}
-    else:
-        paths = audio(folder)
-        random.Random(f"{seed} noise").shuffle(paths)
-        few = max(1, len(paths) // 5)
-        found = {"tr": sorted(paths[2 * few :]), "cv": sorted(paths[:few]), "tt": sorted(paths[few : 2 * few])}
-    empty = [name for name, paths in found.items() if not paths]
-    if empty:
-        raise UserError(f"{folder}: no recordings of noise for the set {empty[0]}; three wav or flac files are needed")
-    return found
-
-
 def _long_enough(tree, utterances, num_workers):
     """(utterances without what is too short or unusable, which is said; {path: samples at 16 kHz})."""
     paths = [path for talkers in utterances.values() for some in talkers.values() for path in some]
@@ -688,17 +656,6 @@ def _checked_seconds(tree, path):
     except UserError as error:
         return str(error)
     return info.seconds if info.channels == 1 else f"{tree.source_path(path)}: {info.channels} channels, 1 is needed"
-
-
-def ascending(values, name, count):
-    """The `count` numbers of a list flag. Raises UserError if there are others, or they do not ascend."""
-    try:
-        numbers = [float(text) for text in values[name].value]
-    except ValueError:
-        numbers = []
-    if len(numbers) != count or not np.isfinite(numbers).all() or numbers[0] > numbers[-1]:
-        raise UserError(f"--{name} {','.join(values[name].value)}: {count} numbers are needed, the lower first")
-    return numbers
 
 
 def _choices(values, name, allowed):

@@ -14,17 +14,17 @@ import io
 import os
 from typing import NamedTuple
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 import soundfile
 from absl import flags
 
-from feat.audio import wav_info
-from feat.feat_gen import define_feature_flags, settings_from_flags
-from feat.files import UserError, write_text
-from feat.lists import SETS, parts_of_name, read_names, source_names, talker_of
-from feat.parallel import parallel_map
+from feat.base.files import UserError, write_text
+from feat.base.parallel import parallel_map
+from feat.corpora.features import define_feature_flags, settings_from_flags
+from feat.corpora.lists import SETS, parts_of_name, read_names, source_names, talker_of
+from feat.signals.audio import wav_info
 
 FLAGS = flags.FLAGS
 

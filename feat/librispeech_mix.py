@@ -14,7 +14,6 @@ triplet depends on --seed and its number alone. Killed at any moment, the same c
 """
 
 import contextlib
-import fnmatch
 import functools
 import json
 import os
@@ -26,17 +25,17 @@ import time
 import zlib
 from dataclasses import asdict, dataclass
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 from absl import flags
 
-from feat.audio import read_resampled, wav_info, write_pcm16
-from feat.files import UserError, make_writable_directory, require_free_bytes, write_text
-from feat.lists import plain_talker
-from feat.mixture_tree import BYTES_PER_SAMPLE, claim_folder
-from feat.parallel import parallel_map
-from feat.triplet_mixing import (
+from feat.base.files import UserError, make_writable_directory, require_free_bytes, write_text
+from feat.base.parallel import parallel_map
+from feat.corpora.find import PATTERNS, find_speakers
+from feat.corpora.lists import plain_talker
+from feat.corpora.mixture_tree import BYTES_PER_SAMPLE, claim_folder
+from feat.corpora.triplet_mixing import (
     Draw,
     MixSettings,
     Unusable,
@@ -47,10 +46,10 @@ from feat.triplet_mixing import (
     match_lengths,
     pcm16,
 )
-from feat.triplets import part_stem, triplet_paths
+from feat.corpora.triplets import part_stem, triplet_paths
+from feat.signals.audio import read_resampled, wav_info, write_pcm16
 
 LAYOUTS = ("part", "evaluation")
-PATTERNS = ("*.flac", "*.wav")
 ATTEMPTS = 50  # draws of a triplet before its number is given up
 SKIPS_SHOWN = 20
 
@@ -143,35 +142,6 @@ def make_triplets(corpus, patterns=PATTERNS, overwrite=False, num_workers=0):
         f" {time.monotonic() - started:.0f} s",
         *_reasons(corpus, skipped),
     ]
-
-
-def find_speakers(folder, patterns=PATTERNS):
-    """Utterances of a corpus with a folder for every talker; files may lie at any depth below it.
-
-    Returns:
-      {talker: [path relative to `folder`, with slashes]}, both sorted.
-
-    Raises:
-      UserError: there is no such folder, or fewer than two talkers have two utterances.
-    """
-    if not os.path.isdir(folder):
-        raise UserError(f"{folder}: no such folder; check --corpus_folder")
-    speakers = {}
-    for speaker in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."):
-        paths = []
-        for below, _, names in os.walk(os.path.join(folder, speaker), followlinks=True):
-            for name in names:
-                if name[0] != "." and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
-                    paths.append(os.path.relpath(os.path.join(below, name), folder).replace(os.sep, "/"))
-        if paths:
-            speakers[speaker] = sorted(paths)
-    able = sum(len(paths) > 1 for paths in speakers.values())
-    if able < 2:
-        raise UserError(
-            f"{folder}: {able} talkers' folders with two files like {' or '.join(patterns)}, two are needed;"
-            " check --corpus_folder and --pattern"
-        )
-    return speakers
 
 
 def read_manifest(folder, name="manifest.jsonl"):

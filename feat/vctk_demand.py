@@ -27,25 +27,19 @@ import zlib
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 from absl import flags
 
-from feat.audio import read_mono, read_resampled, resample, wav_info, write_pcm16
-from feat.binaural_mix import find_noise
-from feat.files import UserError, require_free_bytes, write_text
-from feat.mixing import active_level
-from feat.mixture_tree import BYTES_PER_SAMPLE, claim_folder, file_names
-from feat.noises import write_recordings
-from feat.parallel import parallel_map
-from feat.wsj0_mix import find_utterances
+from feat.base.files import UserError, require_free_bytes, write_text
+from feat.base.parallel import parallel_map
+from feat.corpora.find import NOISY_FOLDERS, find_noise, find_utterances
+from feat.corpora.mixture_tree import BYTES_PER_SAMPLE, claim_folder, file_names
+from feat.signals.audio import read_mono, read_resampled, resample, wav_info, write_pcm16
+from feat.signals.mixing import active_level
+from feat.signals.noises import write_recordings
 
-# Noisy and clean recordings as they are written here, and as they are published.
-NOISY_FOLDERS = {
-    "train": (("train/noisy", "train/clean"), ("noisy_trainset_28spk_wav", "clean_trainset_28spk_wav")),
-    "test": (("test/noisy", "test/clean"), ("noisy_testset_wav", "clean_testset_wav")),
-}
 SET_OF_SPLIT = {"train": "tr", "test": "tt"}
 HIGHEST_PEAK = 0.99
 NOISES_PER_KIND = 4  # of those made here, in every set

@@ -19,21 +19,19 @@ Killed at any moment, the same command goes on where it was.
 
 import math
 import os
-import random
 import re
 import time
 import zlib
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 from absl import flags
 
-from feat.files import UserError, require_free_bytes
-from feat.lists import SETS, names_path, read_mixture_lines, write_mixture_lines
-from feat.mixing import LEVEL_REVISIONS, MODES, draw_sets
-from feat.mixture_tree import MixtureTree, claim_folder, file_names, needed_bytes, write_tree
-
-AUDIO_EXTENSIONS = (".wav", ".flac")
+from feat.base.files import UserError, require_free_bytes
+from feat.corpora.find import find_utterances, find_wsj0
+from feat.corpora.lists import SETS, names_path, read_mixture_lines, write_mixture_lines
+from feat.corpora.mixture_tree import MixtureTree, claim_folder, file_names, needed_bytes, write_tree
+from feat.signals.mixing import LEVEL_REVISIONS, MODES, draw_sets
 
 
 def make_mixtures(tree, lines_of_set, level_table=None, settings=None, overwrite=False, num_workers=0):
@@ -111,51 +109,6 @@ def read_level_table(path):
     return levels
 
 
-def find_utterances(corpus_root, seed, fractions):
-    """Utterances of a corpus with a folder for every talker, talkers divided between the sets.
-
-    Args:
-      corpus_root: holds tr/, cv/ and tt/ with talkers' folders, or talkers' folders, which are then divided.
-        A talker's wav and flac files may lie in sub-folders.
-      seed: integer, for the division.
-      fractions: {set: share of the talkers}; shares of 1 in all.
-
-    Returns:
-      {set: {talker: [path relative to corpus_root, with slashes]}}.
-
-    Raises:
-      UserError: the folder is missing or holds no talkers, or a path holds a blank.
-    """
-    folders = _sub_folders(corpus_root)
-    if set(SETS) & set(folders):
-        return {set_name: _talkers(corpus_root, set_name) if set_name in folders else {} for set_name in SETS}
-    talkers = _talkers(corpus_root, "")
-    if not talkers:
-        raise UserError(f"{corpus_root}: no talker's folder with wav or flac files; check --corpus_root")
-    names = sorted(talkers)
-    random.Random(f"{seed} sets").shuffle(names)
-    utterances, begin, share = {}, 0, 0.0
-    for set_name in SETS:
-        share += fractions[set_name]
-        end = round(share * len(names))
-        utterances[set_name] = {name: talkers[name] for name in names[begin:end]}
-        begin = end
-    return utterances
-
-
-def find_wsj0(wsj0_root):
-    """The folder that the paths of the published lists, wsj0/..., are relative to.
-
-    Takes `wsj0_root` or, if that is the folder wsj0 itself, the one above. Raises UserError if neither fits.
-    """
-    root = os.path.abspath(wsj0_root)
-    if os.path.isdir(os.path.join(root, "wsj0")):
-        return root
-    if os.path.isdir(root) and os.path.basename(root) == "wsj0":
-        return os.path.dirname(root)
-    raise UserError(f"{wsj0_root}: holds no folder wsj0; give the folder above it as --wsj0_root")
-
-
 def _sources(lines_of_set):
     return {path for lines in lines_of_set.values() for line in lines for path in line.paths}
 
@@ -191,30 +144,6 @@ def _positive(text):
     except ValueError:
         return None
     return number if 0 < number < math.inf else None
-
-
-def _sub_folders(folder):
-    if not os.path.isdir(folder):
-        raise UserError(f"{folder}: no such folder; check --corpus_root")
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
-
-
-def _talkers(corpus_root, below):
-    """{talker: sorted paths of wavs, relative to the root} of the talkers' folders in corpus_root/below."""
-    talkers = {}
-    for talker in _sub_folders(os.path.join(corpus_root, below)):
-        paths = []
-        for folder, _, names in os.walk(os.path.join(corpus_root, below, talker)):
-            for name in names:
-                if name.lower().endswith(AUDIO_EXTENSIONS) and name[0] != ".":
-                    path = os.path.relpath(os.path.join(folder, name), corpus_root)
-                    paths.append(path.replace(os.sep, "/"))
-        for path in paths:
-            if len(path.split()) > 1:
-                raise UserError(f"{os.path.join(corpus_root, path)}: lists cannot hold blanks; rename it")
-        if paths:
-            talkers[talker] = sorted(paths)
-    return talkers
 
 
 def _published_lines(values, sets):

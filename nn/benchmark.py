@@ -26,38 +26,43 @@ import statistics
 import tempfile
 import time
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from feat import binaural_dataset, dataset, triplet_dataset, triplets
-from feat.audio import write_pcm16
-from feat.feat_gen import compute_features, generate, settings_from_flags
-from feat.files import UserError, write_text
-from feat.graph import compiled
-from feat.stft import num_frames, num_samples, sqrt_hann
-from models.cdiffuse import CDiffuse
-from models.compressed_spectra import SAMPLE_RATE as AUDIO_VISUAL_RATE
-from models.compressed_spectra import Frontend
-from models.looking_to_listen import IMAGE_RATE, LookingToListen
-from models.mimo_tasnet import WIRINGS, MimoTasnet
-from models.ncsnpp import ScoreModel
-from models.spex_plus import SAMPLE_RATES, VARIANTS, SpexPlus
-from models.streaming import StreamingSeparator
-from models.streaming_mimo_tasnet import StreamingBinaural
-from models.streaming_tasnet import StreamingExtractor
-from nn import cost, deep_casa, devices, learning_rate, train
-from nn.binaural_tasnet import BinauralSeparation
-from nn.looking_to_listen import AudioVisualSeparation
-from nn.optimizers import make_optimizer
-from nn.seq_group import SequentialGroupingObjective
-from nn.simul_group import SimultaneousGrouping
-from nn.spex_plus import TargetExtraction
-from nn.step import TrainStep
-from nn.streams import compile_step
+from feat.base.files import UserError, write_text
+from feat.base.graph import compiled
+from feat.batches import binaural_tasnet, common, spex_plus
+from feat.batches import deep_casa as dataset
+from feat.corpora import triplets
+from feat.corpora.features import compute_features, generate, settings_from_flags
+from feat.signals.audio import write_pcm16
+from feat.signals.stft import num_frames, num_samples, sqrt_hann
+from models.binaural_tasnet.network import WIRINGS, MimoTasnet
+from models.binaural_tasnet.streaming import StreamingBinaural
+from models.deep_casa.streaming import StreamingSeparator
+from models.diffsep.cdiffuse import CDiffuse
+from models.diffsep.ncsnpp import ScoreModel
+from models.looking_to_listen.network import IMAGE_RATE, LookingToListen
+from models.looking_to_listen.spectra import SAMPLE_RATE as AUDIO_VISUAL_RATE
+from models.looking_to_listen.spectra import Frontend
+from models.spex_plus.network import SAMPLE_RATES, VARIANTS, SpexPlus
+from models.spex_plus.streaming import StreamingExtractor
+from nn.recordings.streams import compile_step
+from nn.systems.binaural_tasnet.training import BinauralSeparation
+from nn.systems.deep_casa import training as deep_casa
+from nn.systems.deep_casa.seq import SequentialGroupingObjective
+from nn.systems.deep_casa.simul import SimultaneousGrouping
+from nn.systems.looking_to_listen.training import AudioVisualSeparation
+from nn.systems.spex_plus.training import TargetExtraction
+from nn.training import cost, devices
+from nn.training import loop as train
+from nn.training.optimizers import make_optimizer
+from nn.training.step import TrainStep
+from nn.training.task import Epochs, LoopState, Task, TrainOptions
 
 FLAGS = flags.FLAGS
 
@@ -211,7 +216,7 @@ def count_macs(model, inputs):
 
 
 def random_batch(settings, batch_size, seconds, seed=0):
-    """A batch of noise, as feat.dataset makes them, with estimates."""
+    """A batch of noise, as feat.batches.deep_casa makes them, with estimates."""
     generator = np.random.default_rng(seed)
     samples = int(seconds * settings.sample_rate)
     frames = max(1, num_frames(samples, settings.fft_size, settings.hop_size))
@@ -268,7 +273,7 @@ def measure_cost(system, settings, batch_size, seconds, repeats):
         shapes = {key: [None] if key == "time" else [None, *value.shape[1:-1], None] for key, value in batch.items()}
         spec = {key: tf.TensorSpec(shape, tf.float32) for key, shape in shapes.items()}
     else:
-        spec = dataset.free_lengths(batch)
+        spec = common.free_lengths(batch)
     macs = count_macs(model, inputs_of(batch))
     trained = spec
     if system == "looking_to_listen":  # whose training batches all have one length
@@ -329,7 +334,7 @@ def measure_input(system, settings, batch_size, seconds, repeats):
             held = next(stream)
             if step is None:
                 model, objective = SYSTEMS[system][0]()
-                step = make_step(model, objective, batch_size, dataset.free_lengths(held))
+                step = make_step(model, objective, batch_size, common.free_lengths(held))
 
             def run(batch, step=step):
                 step([batch], 1e-4)["loss"].numpy()
@@ -370,8 +375,8 @@ def triplet_files(folder, settings, batch_size, seconds):
         for kind, path in paths.items():
             length = FLAGS.enrolment_seconds or seconds if kind == "enrolment" else seconds
             write_pcm16(path, generator.standard_normal(int(length * rate)).clip(-3, 3) / 10, rate)
-    found = triplet_dataset.triplet_set(triplets.read_triplets(folder), rate)
-    return {"on_the_fly": lambda epoch: triplet_dataset.training_batches(found, batch_size, 0, epoch)}
+    found = spex_plus.triplet_set(triplets.read_triplets(folder), rate)
+    return {"on_the_fly": lambda epoch: spex_plus.training_batches(found, batch_size, 0, epoch)}
 
 
 def binaural_files(folder, settings, batch_size, seconds):
@@ -381,8 +386,8 @@ def binaural_files(folder, settings, batch_size, seconds):
         sources = generator.uniform(-0.2, 0.2, (FLAGS.talkers, int(seconds * settings.sample_rate), 2))
         for kind, signal in zip(("mix", *(f"s{k + 1}" for k in range(FLAGS.talkers))), (sources.sum(axis=0), *sources)):
             write_pcm16(os.path.join(folder, kind, f"m{i}.wav"), signal, settings.sample_rate)
-    found = binaural_dataset.binaural_set(folder, settings.sample_rate, FLAGS.talkers)
-    return {"on_the_fly": lambda epoch: binaural_dataset.training_batches(found, batch_size, seed=0, epoch=epoch)}
+    found = binaural_tasnet.binaural_set(folder, settings.sample_rate, FLAGS.talkers)
+    return {"on_the_fly": lambda epoch: binaural_tasnet.training_batches(found, batch_size, seed=0, epoch=epoch)}
 
 
 def measure_loop(system, settings, batch_size, seconds, repeats):
@@ -391,13 +396,13 @@ def measure_loop(system, settings, batch_size, seconds, repeats):
     with strategy.scope():
         model, objective = SYSTEMS[system][0]()
     batch = make_batch(system, settings, batch_size, seconds)
-    step = make_step(model, objective, batch_size, dataset.free_lengths(batch), strategy)
+    step = make_step(model, objective, batch_size, common.free_lengths(batch), strategy)
     rate = rate_of(system, settings)
     lengths = dict(length_key="frames", seconds_per_frame=settings.hop_size / rate)
     if system in WAVEFORMS:
         lengths = dict(length_key="samples", seconds_per_frame=1 / rate)
-    epochs = learning_rate.Epochs(2 * repeats * batch_size, batch_size, 1)
-    task = train.Task(
+    epochs = Epochs(2 * repeats * batch_size, batch_size, 1)
+    task = Task(
         system=system,
         model=model,
         optimizer=step.optimizer,
@@ -412,8 +417,8 @@ def measure_loop(system, settings, batch_size, seconds, repeats):
         **lengths,
     )
     with tempfile.TemporaryDirectory() as folder:
-        options = train.TrainOptions(folder, "benchmark", strategy, log_steps=10)
-        with train.Run(task, options, step, learning_rate.LoopState(), chief=True) as run:
+        options = TrainOptions(folder, "benchmark", strategy, log_steps=10)
+        with train.Run(task, options, step, LoopState(), chief=True) as run:
             numbers = itertools.count(1)
             ratio = time_ratio(
                 lambda: run.train_step(next(numbers), 1e-4), lambda: step([batch], 1e-4)["loss"].numpy(), repeats

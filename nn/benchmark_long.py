@@ -13,17 +13,17 @@ import subprocess
 import sys
 import tempfile
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 from absl import flags
 
-from feat.audio import read_mono, write_pcm16
-from feat.feat_gen import define_feature_flags, settings_from_flags
-from feat.lists import parts_of_name, read_names, talker_of
+from feat.corpora.features import define_feature_flags, settings_from_flags
+from feat.corpora.lists import parts_of_name, read_names, talker_of
+from feat.signals.audio import read_mono, write_pcm16
 from models.losses import permutations
-from nn.metrics import si_sdr
-from nn.separate import Separator
+from nn.scoring.metrics import si_sdr
+from nn.systems.separator import Separator
 
 FLAGS = flags.FLAGS
 LEVEL = 0.05  # root mean square of every utterance

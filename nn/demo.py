@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 import soundfile
@@ -28,11 +28,11 @@ import tensorflow as tf
 from absl import flags
 from matplotlib.figure import Figure
 
-from feat.audio import read_blocks, resample_blocks, wav_info
-from feat.files import UserError, brief
-from feat.stft import num_frames, num_samples, stft
-from nn.separate import Separator, list_inputs, output_paths, presence_lines, separate_file
-from nn.summaries import decibels, draw_spectrogram, figure_png
+from feat.base.files import UserError, brief
+from feat.signals.audio import read_blocks, resample_blocks, wav_info
+from feat.signals.stft import num_frames, num_samples, stft
+from nn.systems.separator import Separator, list_inputs, output_paths, presence_lines, separate_file
+from nn.training.pictures import decibels, draw_spectrogram, figure_png
 
 FLAGS = flags.FLAGS
 

@@ -17,18 +17,20 @@ import multiprocessing
 import os
 import time
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 from absl import flags
 
-from feat.audio import write_float
-from feat.diffsep_dataset import SPLITS, Corpora
-from feat.files import UserError, make_writable_directory, write_text
-from feat.parallel import parallel_map
-from nn import checkpoint, metrics
-from nn.diffsep_flags import define_data_flags, define_sampling_flags, sampling_of_flags
-from nn.diffsep_results import UNPROCESSED, file_mean, folder_name, run_name, write_results
+from feat.base.files import UserError, make_writable_directory, write_text
+from feat.base.parallel import parallel_map
+from feat.batches.diffsep import SPLITS, Corpora
+from feat.signals.audio import write_float
+from nn.checkpoints import ours as checkpoint
+from nn.checkpoints import readers
+from nn.scoring import metrics
+from nn.systems.diffsep.flags import define_data_flags, define_sampling_flags, sampling_of_flags
+from nn.systems.diffsep.results import UNPROCESSED, file_mean, folder_name, run_name, write_results
 
 PEAK = 0.95  # of the loudest of the signals of a recording
 MATCHED = ("si_sdr", "si_sir", "si_sar", "si_sdri")  # whose lists stand in another list, as in the reference
@@ -42,7 +44,7 @@ class Options:
     Attributes:
         source: checkpoint, or UNPROCESSED.
         corpora: Corpora.
-        sampling: (name, value) pairs of nn.diffusion.Sampling.
+        sampling: (name, value) pairs of nn.systems.diffsep.recordings.Sampling.
         folder: of the results.
         enhance: score the first source alone.
         pesq_mode: "nb" or "wb".
@@ -109,8 +111,8 @@ class Engine:
 
     def __init__(self, options):
         _share_machine(options)
-        from models.diffusion_sampling import file_key  # only now, when TensorFlow knows its devices
-        from nn.diffusion import Reverse, Sampling, Trained
+        from models.diffsep.sampling import file_key  # only now, when TensorFlow knows its devices
+        from nn.systems.diffsep.recordings import Reverse, Sampling, Trained
 
         self.options = options
         self.key = functools.partial(file_key, options.seed)
@@ -134,7 +136,7 @@ class Engine:
             (entry, signals): the entry of the results; {"mixture", "estimates", "references", "states"} in the measure
             of the mixture, the estimates in the order of the references, or None where `states` is not asked for.
         """
-        from models.sde import normalise
+        from models.diffsep.sde import normalise
 
         rate = self.options.corpora.sample_rate
         seconds = len(mixture) / rate
@@ -213,7 +215,7 @@ def _plain(values):
 
 
 def _save(options, split, index, signals, sample_rate, entry):
-    from nn.diffsep_figures import evolution_figure, save
+    from nn.systems.diffsep.figures import evolution_figure, save
 
     estimates, references = signals["estimates"], signals["references"]
     every = common_gain([signals["mixture"], *estimates, *references])
@@ -257,7 +259,7 @@ def _require_same(options):
         del settings[name]
     settings["sampling"] = dict(settings["sampling"])
     if options.source != UNPROCESSED:
-        settings["source"] = checkpoint.fingerprint(options.source)
+        settings["source"] = readers.fingerprint(options.source)
     path = os.path.join(options.folder, "options.json")
     text = json.dumps(settings, indent=1) + "\n"
     if os.path.exists(path):
@@ -325,7 +327,7 @@ def options_of_flags(values):
         if enhance and not values["sample_rate"].present:
             rate = 16000
     else:
-        from nn.diffusion import Sampling, describe
+        from nn.systems.diffsep.recordings import Sampling, describe
 
         known = describe(source)
         rate, sources, enhance = known["sample_rate"], known["sources"], known["enhancement"]

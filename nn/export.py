@@ -26,21 +26,25 @@ import time
 import typing
 import warnings
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from feat.files import UserError, brief, make_writable_directory, write_text
-from feat.graph import compiled
-from models.conv import portable_graphs
-from models.spex_plus import SpexPlus
-from models.waveform_separator import AtTrainingLevels, DeepCasaSeparator, OneRecording, TargetExtractor
-from nn import checkpoint
-from nn.extraction import stored_settings
-from nn.systems import DeepCasa, find_checkpoints
+from feat.base.files import UserError, brief, make_writable_directory, write_text
+from feat.base.graph import compiled
+from models.deep_casa.waveforms import DeepCasaSeparator
+from models.layers.conv import portable_graphs
+from models.layers.waveforms import OneRecording
+from models.spex_plus.network import SpexPlus
+from models.spex_plus.waveforms import AtTrainingLevels, TargetExtractor
+from nn.checkpoints import ours as checkpoint
+from nn.checkpoints import readers
+from nn.systems.deep_casa.recordings import DeepCasa
+from nn.systems.registry import find_checkpoints
+from nn.systems.spex_plus.recordings import stored_settings
 
 FLAGS = flags.FLAGS
 
@@ -79,7 +83,7 @@ def load_spex_plus(checkpoints):
     source = checkpoints["spex_plus"]
     settings, config = stored_settings(source)
     model = SpexPlus(**settings | {"parity": False})
-    checkpoint.load_for_inference(source, "spex_plus", model)
+    readers.load_for_inference(source, "spex_plus", model)
     extractor = TargetExtractor(model)
     if config.get("levels_db"):
         extractor = AtTrainingLevels(extractor, config["levels_db"])
@@ -330,7 +334,7 @@ def main(_):
             **trained.settings,
             "tolerance": FLAGS.tolerance,
             "files": files,
-            "checkpoints": {system: checkpoint.fingerprint(prefix) for system, prefix in checkpoints.items()},
+            "checkpoints": {system: readers.fingerprint(prefix) for system, prefix in checkpoints.items()},
             "config": {system: checkpoint.read_config(prefix) for system, prefix in checkpoints.items()},
         }
         # What lies there of an earlier export goes first, so that no file stands beside another's description.

@@ -19,17 +19,18 @@ import queue
 import signal
 import sys
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 import soundfile
 from absl import flags
 
-from feat.audio import read_blocks, require_stereo, wav_info
-from feat.files import UserError, atomic_path, make_writable_directory
-from nn.extraction import LIVE_LEVELS
-from nn.streams import resample_channels
-from nn.systems import Stopwatch, enrol, find_checkpoints, make_system, options_of_flags
+from feat.base.files import UserError, atomic_path, make_writable_directory
+from feat.signals.audio import read_blocks, require_stereo, wav_info
+from nn.recordings.stopwatch import Stopwatch
+from nn.recordings.streams import resample_channels
+from nn.systems.registry import enrol, find_checkpoints, make_system, options_of_flags
+from nn.systems.spex_plus.recordings import LIVE_LEVELS
 
 FLAGS = flags.FLAGS
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 from speech import voice
 
-from feat.audio import write_pcm16
+from feat.signals.audio import write_pcm16
 
 RATE = 16000
 SIZE = 4

@@ -9,7 +9,7 @@ os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 os.environ["TF_NUM_INTRAOP_THREADS"] = "2"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import feat.script  # noqa: F401  its rarer search for garbage
+import feat.base.script  # noqa: F401  its rarer search for garbage
 
 import tensorflow as tf
 

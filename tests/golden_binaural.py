@@ -6,12 +6,15 @@ import tensorflow as tf
 from golden_case import UPDATE_TOLERANCE, norm_and_head, summary
 
 from models import losses
-from models.mimo_tasnet import MimoTasnet, interaural_features, interaural_spectra, nearest_frames
-from nn import checkpoint, learning_rate, spatial_metrics
-from nn.binaural_tasnet import BinauralSeparation, write_audio
-from nn.optimizers import make_optimizer
-from nn.step import TrainStep
-from nn.torch_checkpoint import ArrayReader
+from models.binaural_tasnet.network import MimoTasnet, interaural_features, interaural_spectra, nearest_frames
+from nn.checkpoints import ours as checkpoint
+from nn.checkpoints.readers import ArrayReader
+from nn.scoring import spatial_metrics
+from nn.systems.binaural_tasnet.training import BinauralSeparation, write_audio
+from nn.training import loop, rules
+from nn.training.optimizers import make_optimizer
+from nn.training.step import TrainStep
+from nn.training.task import Epochs, LoopState
 
 NORMS = {"gLN": "global", "cLN": "channel"}
 
@@ -170,18 +173,18 @@ def loss_function(case, folder):
 def schedule(case, folder):
     config = case.config
     losses_seen = case["in/valid_loss"]
-    rule = learning_rate.AnchorRule(
+    rule = rules.AnchorRule(
         config["lr"], False, config["factor"], config["patience"], config["dont_halve_until_epoch"], config["lr_min"]
     )
-    state = learning_rate.LoopState(rate=config["lr"])
+    state = LoopState(rate=config["lr"])
     rates, anchors, scores = [], [], iter([0.0, *losses_seen])  # the first is that of the untrained model
-    epochs = learning_rate.Epochs(1, 1, len(losses_seen) + 1, whole=True)
+    epochs = Epochs(1, 1, len(losses_seen) + 1, whole=True)
 
     def train_step(step, rate):
         rates.append(rate)
         anchors.append(state.plateau_loss)
 
-    learning_rate.run_epochs(
+    loop.run_epochs(
         epochs,
         rule,
         state,

@@ -4,8 +4,11 @@ import numpy as np
 import soundfile
 import tensorflow as tf
 
-from feat import audio, augment, binaural, binaural_dataset, binaural_mix, binaural_scenes, hrir
-from feat.mixing import MODES
+from feat import binaural_mix
+from feat.batches import augment, binaural_tasnet
+from feat.corpora import binaural_scenes
+from feat.signals import audio, binaural, hrir
+from feat.signals.mixing import MODES
 
 PROCEDURES = {}
 RATES = (8000, 16000)
@@ -147,7 +150,7 @@ def augmented(case):
         parity=True,
     )
     speeds = [next(draws)[0] for _ in range(talkers)] if given.speeds else None
-    mixture, sources = binaural_dataset.remix(
+    mixture, sources = binaural_tasnet.remix(
         [tf.constant(case["in/targets"][0, ..., c]) for c in range(talkers)],
         tf.constant(case["in/mix"][0]),
         tf.constant(case["in/noise"][0]) if "in/noise" in case else None,

@@ -6,12 +6,11 @@ import tensorflow as tf
 from golden_case import seeded_weight, summary
 from keras import ops
 
-from models import fir
-from models.cdiffuse import CDiffuse
-from models.ncsnpp import Attention, Combine, FourierEmbedding, NCSNpp, ResidualBlock, ScoreModel, StridedConv
-from nn import checkpoint
-from nn.diffsep_checkpoint import NETWORK, backbone_settings, in_our_layout, ncsnpp_settings
-from nn.torch_checkpoint import DiffsepReader
+from models.diffsep.cdiffuse import CDiffuse
+from models.diffsep.ncsnpp import Attention, Combine, FourierEmbedding, NCSNpp, ResidualBlock, ScoreModel, StridedConv
+from models.layers import fir
+from nn.checkpoints import ours as checkpoint
+from nn.checkpoints.diffsep import NETWORK, DiffsepReader, backbone_settings, in_our_layout, ncsnpp_settings
 
 
 def to_maps(images):

@@ -8,9 +8,15 @@ import soundfile
 import tensorflow as tf
 from golden_case import summary
 
-from feat import audio, diffsep_dataset
-from models import diffusion_losses, losses, sde
-from nn import composite, diffsep_evaluate, diffsep_results, diffusion, metrics
+from feat.batches import diffsep
+from feat.signals import audio
+from models import losses
+from models.diffsep import losses as diffusion_losses
+from models.diffsep import sde
+from nn import diffsep_evaluate
+from nn.scoring import composite, metrics
+from nn.systems.diffsep import recordings
+from nn.systems.diffsep import results as diffsep_results
 
 PROCEDURES = {}
 
@@ -42,10 +48,10 @@ def numbered(case, prefix):
 def cut_with_draws(mixtures, draws, segment, parity=True):
     """The Cut of all mixtures with recorded draws [low, high, value], one for every file that is longer."""
     lines = np.arange(len(mixtures))[None]
-    cut = diffsep_dataset.crop(mixtures, lines, segment, np.random.default_rng(0), parity)
+    cut = diffsep.crop(mixtures, lines, segment, np.random.default_rng(0), parity)
     whole = mixtures.samples
     longer = np.flatnonzero(whole > segment)
-    choices = diffsep_dataset.crop_choices(whole, segment, mixtures.enhancement, parity)
+    choices = diffsep.crop_choices(whole, segment, mixtures.enhancement, parity)
     assert len(draws) == len(longer)
     for line, (low, high, value) in zip(longer, draws):
         assert low == 0 and choices[line] == high + mixtures.enhancement
@@ -54,7 +60,7 @@ def cut_with_draws(mixtures, draws, segment, parity=True):
 
 
 def batch_of(mixtures, cut):
-    (batch,) = diffsep_dataset.cut_batches(mixtures, cut.lines, cut)
+    (batch,) = diffsep.cut_batches(mixtures, cut.lines, cut)
     return {name: value.numpy() for name, value in batch.items()}
 
 
@@ -68,14 +74,14 @@ def wsj_sets(case, folder):
         audio.write_pcm16(folder / "wsj" / "mix" / f"{name}.wav", mixture, rate)
         for c, source in enumerate(signals, start=1):
             audio.write_pcm16(folder / "wsj" / f"s{c}" / f"{name}.wav", source, rate)
-    found = diffsep_dataset.mixture_set(folder / "wsj", rate, len(sources[0]))
+    found = diffsep.mixture_set(folder / "wsj", rate, len(sources[0]))
     assert [name + ".wav" for name in found.names] == config["wsj_file_order"]
     batch = batch_of(found, cut_with_draws(found, config["wsj_crop_draws"], config["wsj_max_len"]))
     case.check("wsj_batch_mix", batch["mixture"][:, None], case["out/wsj_batch_mix"], least=1e-7)
     case.check("wsj_batch_target", batch["sources"], case["out/wsj_batch_target"], least=1e-7)
     some = found.first(len(config["wsj_val_files"]))
     assert [name + ".wav" for name in some.names] == config["wsj_val_files"]
-    (batch,) = diffsep_dataset.evaluation_batches(some, len(some))
+    (batch,) = diffsep.evaluation_batches(some, len(some))
     case.check("wsj_val_mix", batch["mixture"].numpy()[:, None], case["out/wsj_val_mix"], least=1e-7)
 
 
@@ -85,14 +91,14 @@ def vctk_sets(case, folder):
         for i, signal in enumerate(numbered(case, f"vctk_{kind}")):
             for split in ("train", "test"):
                 audio.write_pcm16(folder / "vctk" / split / kind / f"{i:03d}.wav", signal, rate)
-    found = diffsep_dataset.noisy_set(folder / "vctk", "train", rate)
+    found = diffsep.noisy_set(folder / "vctk", "train", rate)
     batch = batch_of(found, cut_with_draws(found, case.config["vctk_crop_draws"], case.config["vctk_audio_len"]))
     case.check("vctk_batch_noisy", batch["mixture"][:, None], case["out/vctk_batch_noisy"], least=1e-7)
     case.check("vctk_batch_target", batch["sources"], case["out/vctk_batch_target"], least=1e-7)
-    test = diffsep_dataset.noisy_set(folder / "vctk", "test", rate)
+    test = diffsep.noisy_set(folder / "vctk", "test", rate)
     for key, theirs in case.named("out").items():
         if key.startswith("vctk_test_target"):
-            (batch,) = diffsep_dataset.evaluation_batches(test.some([int(key.removeprefix("vctk_test_target"))]))
+            (batch,) = diffsep.evaluation_batches(test.some([int(key.removeprefix("vctk_test_target"))]))
             case.check(key, batch["sources"][0], theirs, least=1e-7)
 
 
@@ -181,8 +187,8 @@ def small_functions(case, folder):
         "denorm": sde.denormalise(theirs, measure),
         "power_order": in_order("power", case["in/x3"]),
         "shuffled": in_order("random", case["in/x3"], np.argsort(case["in/shuffle_keys"], axis=1).astype(np.int32)),
-        "scale_output": diffusion.project(estimates, mixed),
-        "scale_output_silent": diffusion.project(0 * estimates, mixed),
+        "scale_output": recordings.project(estimates, mixed),
+        "scale_output_silent": recordings.project(0 * estimates, mixed),
     }
     index = next(int(key.removeprefix("saved/")[:3]) for key in case.named("out") if key.startswith("saved/"))
     found |= saved_audio(index, estimates[0], mixed[0, 0], folder)
@@ -199,7 +205,7 @@ def in_order(rule, sources, order=None):
 def saved_audio(index, estimates, mixture, folder):
     """The wavs that an evaluation writes of these, under the names of the reference."""
     signals = dict(mixture=mixture, estimates=estimates, references=0.5 * estimates, states=None)
-    options = diffsep_evaluate.Options("", diffsep_dataset.Corpora(), (), str(folder))
+    options = diffsep_evaluate.Options("", diffsep.Corpora(), (), str(folder))
     diffsep_evaluate._save(options, "test", index, signals, 8000, {})
     found = {}
     for path in (folder / "wav" / "test").iterdir():

@@ -4,15 +4,15 @@ import numpy as np
 import tensorflow as tf
 from golden_case import GRADIENT_TOLERANCE, UPDATE_TOLERANCE, norm_and_head, seeded_weight, summary
 
-from models import sde as processes
-from models.diffusion_losses import ScoreMatching
-from models.diffusion_sampling import PredictorCorrector, RecordedNoise, score_of
+from models.diffsep.losses import ScoreMatching
+from models.diffsep.ncsnpp import ScoreModel
+from models.diffsep.sampling import PredictorCorrector, RecordedNoise, score_of
+from models.diffsep.sde import PROCESSES, MixSDE, normalise, time_grid
 from models.losses import permutations
-from models.ncsnpp import ScoreModel
-from nn import checkpoint
-from nn.optimizers import make_optimizer
-from nn.step import NormHistory, TrainStep, average_decay
-from nn.torch_checkpoint import DiffsepReader
+from nn.checkpoints import ours as checkpoint
+from nn.checkpoints.readers import DiffsepReader
+from nn.training.optimizers import make_optimizer
+from nn.training.step import NormHistory, TrainStep, average_decay
 
 
 def make_process(config):
@@ -21,7 +21,7 @@ def make_process(config):
     settings = {ours: config[theirs] for ours, theirs in known.items() if theirs in config}
     name = config.get("sde") or config["_target_"].rsplit(".", 1)[1]
     parity = {"parity": True} if name == "PriorMixSDE" else {}
-    return processes.PROCESSES[name](**settings, **parity)
+    return PROCESSES[name](**settings, **parity)
 
 
 def sde(case, folder):
@@ -64,7 +64,7 @@ def sde(case, folder):
 
 
 def time_grids(case, folder):
-    process = processes.MixSDE()
+    process = MixSDE()
     case.check("varprop_L_max", np.sqrt(process.variance(1.0)), case["out/varprop_L_max"], 1e-6)
     # The reference draws by rejection; what it accepts has the density that ours inverts.
     accepted = case["in/u"] < np.sqrt(process.variance(case["in/t"]))
@@ -75,11 +75,11 @@ def time_grids(case, folder):
         *kind, steps, t_eps = name.split("_")
         schedule = "plain" if kind == ["pc"] else kind[1]
         steps, t_eps = int(steps[1:]), float(t_eps[3:])
-        times, lengths = processes.time_grid(steps, t_eps, schedule)
+        times, lengths = time_grid(steps, t_eps, schedule)
         case.check(name, times, theirs[:steps], 1e-6)
         np.testing.assert_allclose(lengths, 1.0 / steps)
         if schedule != "plain":
-            exact = processes.time_grid(steps, t_eps, schedule, exact=True)[1]
+            exact = time_grid(steps, t_eps, schedule, exact=True)[1]
             case.check(name + " lengths", times - exact, theirs[1:], 1e-6)
 
 
@@ -135,7 +135,7 @@ def check_probe(case, name, array):
 def sampler(case, folder):
     config, call = case.config["model"], case.config["sampler_call"]
     model, _ = make_score_model(case)
-    mixture, _, (mean, deviation) = processes.normalise(tf.constant(case["in/mix"][:, 0]))
+    mixture, _, (mean, deviation) = normalise(tf.constant(case["in/mix"][:, 0]))
     case.check("mixture", mixture, case["out/mix_normalised"][:, 0], 1e-6)
     case.check("mean", mean, case["out/mean"], 1e-5)
     case.check("deviation", deviation, case["out/std"], 1e-5)
@@ -239,7 +239,7 @@ def draws_of(case, prefix="in/"):
 def loss(case, folder):
     matching = make_loss(case.config["model"])
     model, reader = make_score_model(case)
-    mixture, sources, _ = processes.normalise(tf.constant(case["in/mix"][:, 0]), tf.constant(case["in/target"]))
+    mixture, sources, _ = normalise(tf.constant(case["in/mix"][:, 0]), tf.constant(case["in/target"]))
     case.check("mixture", mixture, case["out/mix_normalised"][:, 0], 1e-6)
     case.check("sources", sources, case["out/target_normalised"], 1e-6)
     draws = recorded_draws(matching, draws_of(case), len(mixture))
@@ -264,7 +264,7 @@ def loss(case, folder):
 
 
 def in_their_layout(name, array):
-    """Undoes nn.diffsep_checkpoint.in_our_layout."""
+    """Undoes nn.checkpoints.diffsep.in_our_layout."""
     array = np.asarray(array)
     if ".NIN_" in name:
         return array
@@ -282,7 +282,7 @@ def train_steps(case, folder):
     optimizer.build(model.trainable_variables)
 
     def objective(batch, training):
-        mixture, sources, _ = processes.normalise(batch["mixture"], batch["sources"])
+        mixture, sources, _ = normalise(batch["mixture"], batch["sources"])
         return matching(score_of(model, matching.sde, mixture, training=training), mixture, sources, batch["draws"]), {}
 
     pieces = [

@@ -3,14 +3,14 @@
 import numpy as np
 from golden_case import summary
 
-from feat.audio import read_pcm16, write_pcm16
-from feat.avspeech import boxes, tables
+from feat.avspeech import boxes, geometry, tables
 from feat.avspeech.clean import clean_tables
 from feat.avspeech.clips import Problem, stem_of, write_corrupt
 from feat.avspeech.detector import Detector
 from feat.avspeech.mix import REFERENCE_PREFIX, find_pieces, make_mixtures, reference_rows
-from models.facenet import InceptionResnetV1
-from nn.facenet import FaceNet
+from feat.signals.audio import read_pcm16, write_pcm16
+from models.looking_to_listen.facenet import InceptionResnetV1
+from nn.systems.looking_to_listen.facenet import FaceNet
 
 LEAST_OVERLAP = 0.85  # of boxes by MTCNNs of two packages, which round and sample differently
 LANDMARK_PIXELS = 5
@@ -72,7 +72,7 @@ def face_detect(case, folder):
     detector = Detector(config["min_face"], tuple(config["thresholds"]), config["factor"])
     found, theirs = detector(image), case["out/boxes"].reshape(-1, 4)
     assert len(found.boxes) == len(theirs), f"{len(found.boxes)} faces, reference {len(theirs)}"
-    overlap = np.diag(boxes.overlaps(found.boxes, theirs))
+    overlap = np.diag(geometry.overlaps(found.boxes, theirs))
     assert (overlap >= LEAST_OVERLAP).all(), f"boxes overlap by {overlap} only"
     off = np.abs(found.landmarks - case["out/landmarks"]).max(initial=0)
     assert off <= LANDMARK_PIXELS, f"landmarks are off by {off:.1f} pixels"

@@ -6,10 +6,10 @@ import numpy as np
 import tensorflow as tf
 from golden_case import UPDATE_TOLERANCE, norm_and_head, summary
 
-from feat import postprocess
-from models import compressed_spectra, losses
-from models.compressed_spectra import Frontend
-from models.looking_to_listen import (
+from feat.signals import postprocess
+from models import losses
+from models.looking_to_listen import spectra as compressed_spectra
+from models.looking_to_listen.network import (
     LookingToListen,
     apply_mask,
     compress_mask,
@@ -18,11 +18,15 @@ from models.looking_to_listen import (
     ratio_mask,
     to_asteroid,
 )
-from nn import checkpoint, learning_rate, metrics
-from nn.looking_to_listen import AudioVisualSeparation
-from nn.optimizers import make_optimizer
-from nn.step import TrainStep
-from nn.torch_checkpoint import ArrayReader
+from models.looking_to_listen.spectra import Frontend
+from nn.checkpoints import ours as checkpoint
+from nn.checkpoints.readers import ArrayReader
+from nn.scoring import metrics
+from nn.systems.looking_to_listen.training import AudioVisualSeparation
+from nn.training import rules
+from nn.training.optimizers import make_optimizer
+from nn.training.step import TrainStep
+from nn.training.task import LoopState
 
 EDGE = 200  # samples at the ends of waves that the reference divides by next to nothing
 
@@ -166,9 +170,9 @@ def train_case(case, folder):
     optimizer.build(model.trainable_variables)
     step = TrainStep(model, optimizer, of_spectra, tf.distribute.get_strategy(), len(mixture))
     step.compile({name: tf.TensorSpec(value.shape) for name, value in batch.items()})
-    rule = learning_rate.CyclicRule(config["base_lr"], config["max_lr"], config["step_size_up"])
+    rule = rules.CyclicRule(config["base_lr"], config["max_lr"], config["step_size_up"])
     rates, found = [], []
-    state = learning_rate.LoopState(rate=rule.initial)
+    state = LoopState(rate=rule.initial)
     for state.step in range(1, config["steps"] + 1):
         rates.append(rule.rate(state))
         found.append(float(step([batch], rates[-1])["loss"]))
@@ -272,8 +276,8 @@ def loss_values(case, folder):
 
 def schedule(case, folder):
     config = case.config
-    rule = learning_rate.CyclicRule(config["base_lr"], config["max_lr"], config["step_size_up"])
-    states = [learning_rate.LoopState(step=step) for step in range(1, 1 + len(case["out/lr"]))]
+    rule = rules.CyclicRule(config["base_lr"], config["max_lr"], config["step_size_up"])
+    states = [LoopState(step=step) for step in range(1, 1 + len(case["out/lr"]))]
     np.testing.assert_allclose([rule.rate(state) for state in states], case["out/lr"], rtol=1e-9)
 
 

@@ -5,12 +5,15 @@ import tensorflow as tf
 from golden_case import GRADIENT_TOLERANCE, UPDATE_TOLERANCE, norm_and_head, summary
 
 from models import losses
-from models.spex_plus import BRANCHES, SpexPlus
-from nn import checkpoint, learning_rate, metrics
-from nn.optimizers import make_optimizer
-from nn.spex_plus import TargetExtraction
-from nn.step import TrainStep
-from nn.torch_checkpoint import ArrayReader
+from models.spex_plus.network import BRANCHES, SpexPlus
+from nn.checkpoints import ours as checkpoint
+from nn.checkpoints.readers import ArrayReader
+from nn.scoring import metrics
+from nn.systems.spex_plus.training import TargetExtraction
+from nn.training import loop, rules
+from nn.training.optimizers import make_optimizer
+from nn.training.step import TrainStep
+from nn.training.task import Epochs, LoopState
 
 # Names of our batches, of either reference.
 INPUTS = {
@@ -163,7 +166,7 @@ def train_steps(case, folder):
     if "lr_scheduler" in case.config:
         cycle = case.config["lr_scheduler"]
         values = [numbers_after(cycle, word) for word in ("total_steps", "max_lr", "pct_start")]
-        rule = learning_rate.OneCycleRule(*values)
+        rule = rules.OneCycleRule(*values)
     batches = []
     while f"in/speaker_id_{len(batches)}" in case or f"in/spk_idx_{len(batches)}" in case:
         batches.append(make_batch(case, f"_{len(batches)}"))
@@ -175,7 +178,7 @@ def train_steps(case, folder):
     shown = {theirs: ours for theirs, ours in shown.items() if f"out/{theirs}" in case}
     history = []
     for i in range(len(case["out/grad_norm"])):
-        state = learning_rate.LoopState(step=i + 1)
+        state = LoopState(step=i + 1)
         beta_1 = 0.9
         if rule:
             rate, beta_1 = rule.rate(state), rule.beta_1(state)
@@ -198,18 +201,18 @@ def schedules(case, folder):
         if key.startswith("onecycle_"):
             name = key.removesuffix("_steps").removeprefix("onecycle_")
             steps = case["in/" + key]
-            rule = learning_rate.OneCycleRule(int(steps[-1]) + 1, 1e-3)
-            states = [learning_rate.LoopState(step=int(k) + 1) for k in steps]
+            rule = rules.OneCycleRule(int(steps[-1]) + 1, 1e-3)
+            states = [LoopState(step=int(k) + 1) for k in steps]
             rates, betas = [rule.rate(s) for s in states], [rule.beta_1(s) for s in states]
             np.testing.assert_allclose(rates, case[f"out/onecycle_{name}_lr"], rtol=1e-9)
             np.testing.assert_allclose(betas, case[f"out/onecycle_{name}_beta1"], rtol=1e-9)
     validations = [float(case["in/plateau_initial"]), *case["in/plateau_losses"]]
     rates = []
-    state = learning_rate.LoopState(rate=1e-3)
+    state = LoopState(rate=1e-3)
     scores = iter(validations)
-    learning_rate.run_epochs(
-        learning_rate.Epochs(1, 1, len(validations) - 1, whole=True),
-        learning_rate.PlateauRule(1e-3, stop=0),
+    loop.run_epochs(
+        Epochs(1, 1, len(validations) - 1, whole=True),
+        rules.PlateauRule(1e-3, stop=0),
         state,
         train_step=lambda step, rate: rates.append(rate),
         validate=lambda step: next(scores),

@@ -7,9 +7,11 @@ import numpy as np
 import soundfile
 from golden_case import summary
 
-from feat import audio, triplet_dataset, triplet_mixing
-from feat import triplets as triplet_lists
-from feat.triplet_mixing import MixSettings
+from feat.batches import spex_plus
+from feat.corpora import triplet_mixing
+from feat.corpora.triplet_mixing import MixSettings
+from feat.corpora.triplets import Triplet, read_triplets, triplet_paths
+from feat.signals import audio
 
 PROCEDURES = {}
 
@@ -130,16 +132,16 @@ def data_rules(case, folder):
     if "in/index/stems" in case:
         stems = [str(stem) for stem in case["in/index/stems"]]
         for stem in stems:
-            for path in triplet_lists.triplet_paths(folder / "index", stem).values():
+            for path in triplet_paths(folder / "index", stem).values():
                 audio.write_pcm16(path, np.ones(10), 16000)
-        records = triplet_lists.read_triplets(folder / "index")
+        records = read_triplets(folder / "index")
         found["out/index/stems_in_order"] = np.array([record.name for record in records])
         found["out/index/labels"] = np.array([record.label for record in records])
     if "in/chunks/lengths" in case:
         rng = random.Random(0)
         for samples in case["in/chunks/lengths"]:
             for mode, generator in (("dev", None), ("train", rng)):
-                rows = triplet_dataset.chunks(int(samples), 32000, 16000, generator)
+                rows = spex_plus.chunks(int(samples), 32000, 16000, generator)
                 found[f"out/chunks/{mode}_{samples}"] = np.array(rows, np.int32).reshape(-1, 2)
     check_present(case, found)
 
@@ -152,11 +154,11 @@ def collated(lengths, folder):
         for name, path in paths.items():
             ramp = (item + 1) * 1000 + np.arange(lengths[name][item], dtype=np.float32)
             soundfile.write(path, ramp, 16000, subtype="FLOAT")
-        records.append(triplet_lists.Triplet(str(item), paths["audio"], paths["target"], (paths["ref"],), "a", 0))
-    items = triplet_dataset.triplet_set(records, 16000)
+        records.append(Triplet(str(item), paths["audio"], paths["target"], (paths["ref"],), "a", 0))
+    items = spex_plus.triplet_set(records, 16000)
     batches = {
-        "collate_train": triplet_dataset.shortest_batches(items, len(records), seed=0, epoch=0),
-        "collate_test": triplet_dataset.evaluation_batches(items, len(records)),
+        "collate_train": spex_plus.shortest_batches(items, len(records), seed=0, epoch=0),
+        "collate_test": spex_plus.evaluation_batches(items, len(records)),
     }
     ordered = {}
     for rule, dataset in batches.items():

@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from feat.audio import write_pcm16
-from feat.lists import mixture_paths, names_path, source_names
+from feat.corpora.lists import mixture_paths, names_path, source_names
+from feat.signals.audio import write_pcm16
 
 ROOT = pathlib.Path(__file__).parent.parent
 RATE = 8000  # Hz

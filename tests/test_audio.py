@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from feat import audio
-from feat.files import UserError
+from feat.base.files import UserError
+from feat.signals import audio
 
 RATE = 8000
 

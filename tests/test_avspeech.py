@@ -11,14 +11,13 @@ import pytest
 import speech
 from golden_case import Case
 
-from feat.audio import read_mono, read_pcm16, write_pcm16
-from feat.avspeech import boxes, clips, embedders, mix, tables, video
-from feat.avspeech import talking_faces as talking
+from feat.avspeech import boxes, clips, embedders, geometry, mix, tables, talking_faces, video
 from feat.avspeech.clips import FRAME_RATE, PART_SAMPLES, SAMPLE_RATE
 from feat.avspeech.detector import Detector, follow_faces
 from feat.avspeech.spectrograms import compressed_spectrogram
 from feat.avspeech.tracks import find_tracks
-from feat.files import UserError
+from feat.base.files import UserError
+from feat.signals.audio import read_mono, read_pcm16, write_pcm16
 
 PHOTOGRAPH = pathlib.Path(__file__).parent / "golden" / "looking_to_listen" / "face_detect.npz"
 STAGES = "feat/avspeech/"
@@ -111,9 +110,11 @@ def drawn(tmp_path_factory):
     for k, (name, sex, samples) in enumerate(voices(4, 6.5)):
         said[name] = samples
         path = str(folder / "videos" / f"{name}.mp4")
-        lines = talking.write_talking(path, talking.single(name, sex, samples), samples, 162, seed=k, threads=1)
+        lines = talking_faces.write_talking(
+            path, talking_faces.single(name, sex, samples), samples, 162, seed=k, threads=1
+        )
         middle = np.array([line[2:] for line in lines]).mean(axis=0)
-        x, y = (middle[0] + middle[2]) / 2 / talking.WIDTH, (middle[1] + middle[3]) / 2 / talking.HEIGHT
+        x, y = (middle[0] + middle[2]) / 2 / talking_faces.WIDTH, (middle[1] + middle[3]) / 2 / talking_faces.HEIGHT
         rows += [f"{name}.mp4,{start},{start + 3},{x:.4f},{y:.4f}" for start in (0, 3.4)]
     (folder / "list.csv").write_text("\n".join(rows) + "\n")
     (folder / "data").mkdir()
@@ -141,7 +142,7 @@ def test_pieces_and_embeddings_follow_the_speech(drawn):
         assert np.corrcoef(piece, wanted)[0, 1] > 0.95  # AAC
         faces = np.load(data / "embed" / f"{stem}_part0.npy")
         assert faces.shape == (75, 128) and faces.dtype == np.float32
-        opening, _ = talking.mouth_of_sound(wanted)
+        opening, _ = talking_faces.mouth_of_sound(wanted)
         terms = np.c_[faces[:, :16], np.ones(75)]
         rest = opening - terms @ np.linalg.lstsq(terms, opening, rcond=None)[0]
         assert np.var(rest) < 0.3 * np.var(opening)
@@ -288,7 +289,7 @@ def test_following_finds_what_detection_in_every_frame_finds(photograph):
     assert detector.runs <= 7
     assert all(list(found) == [0] for found in followed)
     for frame, found in list(zip(frames, followed))[::10]:
-        assert boxes.overlaps(found[0], Detector()(frame).boxes)[0, 0] > 0.75
+        assert geometry.overlaps(found[0], Detector()(frame).boxes)[0, 0] > 0.75
 
 
 def test_a_face_that_leaves_and_comes_back_is_one_track(photograph, tmp_path):
@@ -303,7 +304,7 @@ def test_a_face_that_leaves_and_comes_back_is_one_track(photograph, tmp_path):
 
 def test_tracks_of_two_faces_go_with_their_voices(tmp_path):
     path = str(tmp_path / "two.mp4")
-    sources, _ = talking.write_conversation(path, voices(2, 4), leaves={1: (1, 2)})
+    sources, _ = talking_faces.write_conversation(path, voices(2, 4), leaves={1: (1, 2)})
     tracks = find_tracks(path, embedders.Mouth(), "told")
     assert tracks.embeddings.shape == (2, 100, 128)
     assert tracks.present[0].all() and tracks.present[1].sum() == 75
@@ -311,7 +312,7 @@ def test_tracks_of_two_faces_go_with_their_voices(tmp_path):
     both = tracks.present.all(axis=0)
     explained = np.zeros((2, 2))
     for i, source in enumerate(sources):
-        opening = talking.mouth_of_sound(source)[0][both]
+        opening = talking_faces.mouth_of_sound(source)[0][both]
         for j in range(2):
             terms = np.c_[tracks.embeddings[j][both][:, :12], np.ones(both.sum())]
             rest = opening - terms @ np.linalg.lstsq(terms, opening, rcond=None)[0]
@@ -458,15 +459,17 @@ def test_rows_of_a_list_that_cannot_be_had_are_named(tmp_path, photograph):
     ],
 )
 def test_names_of_keras_facenet(layer, name):
-    from nn.facenet import keras_name
+    from nn.systems.looking_to_listen.facenet import keras_name
 
     assert keras_name(layer) == name
 
 
 def test_facenet_needs_its_weights(tmp_path):
     named = dict(corpus_flags=False, data_folder="data", num_workers=1)
-    assert "--face_weights is missing" in speech.refuse(tmp_path, "nn/facenet.py", **named)
-    assert "no such file" in speech.refuse(tmp_path, "nn/facenet.py", face_weights="vggface2.pt", **named)
+    assert "--face_weights is missing" in speech.refuse(tmp_path, "nn/systems/looking_to_listen/facenet.py", **named)
+    assert "no such file" in speech.refuse(
+        tmp_path, "nn/systems/looking_to_listen/facenet.py", face_weights="vggface2.pt", **named
+    )
 
 
 # The built-in corpus ------------------------------------------------------------------------------

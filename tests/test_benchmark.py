@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from speech import run, run_here
 
-from models.dense_unet import DenseUNet
-from models.grouping import SequentialGrouping
-from models.mimo_tasnet import MimoTasnet
-from models.spex_plus import VARIANTS, SpexPlus
-from nn.cost import count_macs, count_parameters
+from models.binaural_tasnet.network import MimoTasnet
+from models.deep_casa.dense_unet import DenseUNet
+from models.deep_casa.grouping import SequentialGrouping
+from models.spex_plus.network import VARIANTS, SpexPlus
+from nn.training.cost import count_macs, count_parameters
 
 TINY = dict(fft_size=16, hop_size=8, n_layers=1, n_channels=2, seconds=0.1, repeats=2, json="cost.json")
 TINY_TCN = dict(n_tcn_block=1, n_dilation_each_block=2, n_dilated_units=4, n_bottle=3, embedding_dim=2)

@@ -19,14 +19,17 @@ import tensorflow as tf
 from scipy.signal import csd, welch
 from speech import assert_same_batches, listed, refuse, succeed, voice
 
-from feat import augment, binaural, binaural_dataset, binaural_mix, binaural_scenes, dataset, hrir, noises, rooms
-from feat.audio import read_mono, read_stereo, resample, write_float, write_pcm16
-from feat.augment import Augmentation
-from feat.binaural_sets import read_manifest, set_folder, training_talkers
-from feat.files import UserError
-from feat.lists import SETS
-from feat.mixture_tree import measure_level
-from feat.wsj0_mix import find_utterances
+from feat import binaural_mix
+from feat.base.files import UserError
+from feat.batches import augment, binaural_tasnet, common
+from feat.batches.augment import Augmentation
+from feat.corpora import binaural_scenes
+from feat.corpora.binaural_sets import read_manifest, set_folder, training_talkers
+from feat.corpora.find import find_utterances
+from feat.corpora.lists import SETS
+from feat.corpora.mixture_tree import measure_level
+from feat.signals import binaural, hrir, noises, rooms
+from feat.signals.audio import read_mono, read_stereo, resample, write_float, write_pcm16
 
 SCRIPT = "feat/binaural_mix.py"
 RATE = 8000
@@ -488,8 +491,8 @@ ALL = Augmentation(shift=(-500, 500), drop_chunks=True, drop_bands=True)
 
 @pytest.fixture(scope="module")
 def pool(corpus):
-    bank = binaural_dataset.head_bank(list(hrir.find_heads().values())[:2], RATE)
-    return binaural_dataset.binaural_pool(corpus, find_utterances(corpus, 0, {})["tr"], bank, RATE)
+    bank = binaural_tasnet.head_bank(list(hrir.find_heads().values())[:2], RATE)
+    return binaural_tasnet.binaural_pool(corpus, find_utterances(corpus, 0, {})["tr"], bank, RATE)
 
 
 @pytest.fixture(params=["set", "mixed"])
@@ -497,16 +500,16 @@ def pipeline(request, made, pool):
     """epoch, seed, skip, share -> batches of 2, with all augmentations."""
     given = dict(seed=5, epoch=0, segment_samples=3000, augmentation=ALL)
     if request.param == "mixed":
-        return lambda **named: binaural_dataset.mixed_batches(pool, 2, 3, **given | named)
-    some = binaural_dataset.binaural_set(set_folder(made("2speakers"), "2speakers", "tr"), RATE)
-    return lambda **named: binaural_dataset.training_batches(some, 2, **given | named)
+        return lambda **named: binaural_tasnet.mixed_batches(pool, 2, 3, **given | named)
+    some = binaural_tasnet.binaural_set(set_folder(made("2speakers"), "2speakers", "tr"), RATE)
+    return lambda **named: binaural_tasnet.training_batches(some, 2, **given | named)
 
 
 def test_an_epoch_depends_on_seed_and_epoch_alone(pipeline):
     whole = listed(pipeline(epoch=1))
     for other in (listed(pipeline(epoch=2)), listed(pipeline(epoch=1, seed=6))):
         assert any((a["mixture"] != b["mixture"]).any() for a, b in zip(whole, other))
-    first, second = (listed(pipeline(epoch=1, skip=1, share=dataset.Share(2, i, 1))) for i in range(2))
+    first, second = (listed(pipeline(epoch=1, skip=1, share=common.Share(2, i, 1))) for i in range(2))
     joined = [{key: np.concatenate([x[key], y[key]]) for key in x} for x, y in zip(first, second, strict=True)]
     assert_same_batches(joined, whole[1:])
 
@@ -519,7 +522,7 @@ def test_batches_are_what_they_say(pipeline):
             mixture="float32", sources="float32", samples="int32", index="int32"
         )
         assert batch["mixture"].shape == (2, 3000, 2) and batch["sources"].shape == (2, 2, 3000, 2)
-        specs = dataset.free_lengths(batch)
+        specs = common.free_lengths(batch)
         assert specs["sources"].shape.as_list() == [None, 2, None, 2]
         assert specs["mixture"].shape.as_list() == [None, None, 2]
         assert (batch["samples"] == 3000).all() and np.abs(batch["sources"]).max() > 0.01
@@ -527,20 +530,20 @@ def test_batches_are_what_they_say(pipeline):
 
 def test_sets_are_read_as_written(made, tmp_path):
     folder = set_folder(made("2speakers"), "2speakers", "tr")
-    some = binaural_dataset.binaural_set(folder, RATE)
+    some = binaural_tasnet.binaural_set(folder, RATE)
     names = [row["name"] for row in read_manifest(folder)]
-    batches = listed(binaural_dataset.evaluate(some))
+    batches = listed(binaural_tasnet.evaluate(some))
     for name, batch in zip(names, batches, strict=True):
         np.testing.assert_array_equal(batch["mixture"][0], read_stereo(f"{folder}/mix/{name}.wav"))
         for c in range(2):
             np.testing.assert_array_equal(batch["sources"][0, c], read_stereo(f"{folder}/s{c + 1}/{name}.wav"))
-    padded = listed(binaural_dataset.evaluation_batches(some, 4))
+    padded = listed(binaural_tasnet.evaluation_batches(some, 4))
     assert [row for batch in padded for row in batch["index"]] == [0, 1, 2, 3, 4, 5, -1, -1]
     for batch, row in ((padded[0], 1), (padded[1], 0)):
         samples = batch["samples"][row]
         np.testing.assert_array_equal(batch["mixture"][row, :samples], batches[batch["index"][row]]["mixture"][0])
         assert not batch["sources"][row, :, samples:].any()
-    crops = listed(binaural_dataset.training_batches(some.some([2, 4]), 1, 0, 0, segment_samples=2000))
+    crops = listed(binaural_tasnet.training_batches(some.some([2, 4]), 1, 0, 0, segment_samples=2000))
     for crop in crops:
         whole = batches[[2, 4][crop["index"][0]]]
         mixture = whole["mixture"][0]
@@ -556,14 +559,14 @@ def test_sets_are_read_as_written(made, tmp_path):
                 write_float(path, samples, RATE)
             else:
                 soundfile.write(path, samples, RATE, "PCM_24" if i else "PCM_16")
-    other = listed(binaural_dataset.evaluate(binaural_dataset.binaural_set(tmp_path / "a" / "b" / "c" / "tr", RATE)))
+    other = listed(binaural_tasnet.evaluate(binaural_tasnet.binaural_set(tmp_path / "a" / "b" / "c" / "tr", RATE)))
     assert_same_batches(other, batches[:3])
 
 
 def test_bad_sets_are_told_in_one_line(made, tmp_path):
     def refused(**named):
         with pytest.raises(UserError) as error:
-            binaural_dataset.binaural_set(tmp_path / "set", **dict(sample_rate=RATE) | named)
+            binaural_tasnet.binaural_set(tmp_path / "set", **dict(sample_rate=RATE) | named)
         assert "\n" not in str(error.value)
         return str(error.value)
 
@@ -571,7 +574,7 @@ def test_bad_sets_are_told_in_one_line(made, tmp_path):
     rng = np.random.default_rng(0)
     for kind in ("mix", "s1", "s2"):
         write_pcm16(tmp_path / "set" / kind / "a.wav", rng.uniform(-0.1, 0.1, (1100, 2)), RATE)
-    some = binaural_dataset.binaural_set(tmp_path / "set", RATE)
+    some = binaural_tasnet.binaural_set(tmp_path / "set", RATE)
     assert len(some) == 1
     assert "8000 Hz, 16000 Hz is needed" in refused(sample_rate=16000)
     assert "2 talkers, 3 are needed" in refused(talkers=3)
@@ -608,19 +611,19 @@ def test_speed_is_what_it_says():
 
 
 def test_mixtures_are_the_sum_of_changed_sources(made):
-    some = binaural_dataset.binaural_set(set_folder(made("noise"), "noise", "tr"), RATE)
+    some = binaural_tasnet.binaural_set(set_folder(made("noise"), "noise", "tr"), RATE)
     folder = os.path.join(set_folder(made("noise"), "noise", "tr"), "noise")
     noise = {name: read_stereo(os.path.join(folder, name + ".wav")) for name in some.names}
-    for batch in listed(binaural_dataset.training_batches(some, 1, 0, 0, augmentation=Augmentation(shift=(-9, 9)))):
+    for batch in listed(binaural_tasnet.training_batches(some, 1, 0, 0, augmentation=Augmentation(shift=(-9, 9)))):
         samples = batch["samples"][0]
         assert samples <= some.samples[batch["index"][0]]
         rest = batch["mixture"][0] - batch["sources"][0].sum(axis=0)
         np.testing.assert_allclose(rest, noise[some.names[batch["index"][0]]][:samples], atol=1e-5)
     shift_alone = Augmentation(speeds=(), shift=(3, 4))
-    plain = {int(b["index"][0]): b for b in listed(binaural_dataset.evaluate(some))}
+    plain = {int(b["index"][0]): b for b in listed(binaural_tasnet.evaluate(some))}
     for parity in (False, True):
         given = dataclasses.replace(shift_alone, parity=parity)
-        for batch in listed(binaural_dataset.training_batches(some, 1, 0, 0, augmentation=given)):
+        for batch in listed(binaural_tasnet.training_batches(some, 1, 0, 0, augmentation=given)):
             whole = plain[int(batch["index"][0])]["sources"][0]
             np.testing.assert_array_equal(batch["sources"][0], whole if parity else np.roll(whole, 3, axis=1))
 
@@ -642,9 +645,9 @@ def test_bands_and_chunks_are_taken_from_both_ears():
 
 
 def test_dynamic_draws(pool):
-    draws = binaural_dataset.draw_dynamic(pool, 2000, 3000, 0, 0)
+    draws = binaural_tasnet.draw_dynamic(pool, 2000, 3000, 0, 0)
     # An error names these files, whatever the pieces of them are.
-    of_others = binaural_dataset.draw_dynamic(pool, 2000, 1, 0, 0, (5, 9))
+    of_others = binaural_tasnet.draw_dynamic(pool, 2000, 1, 0, 0, (5, 9))
     np.testing.assert_array_equal(of_others.files, draws.files)
     np.testing.assert_array_equal(of_others.noise, draws.noise)
     talkers = np.searchsorted(pool.first, draws.files, side="right") - 1
@@ -662,7 +665,7 @@ def test_dynamic_mixtures_are_those_of_the_reference_arithmetic(taps, lead):
     rng = np.random.default_rng(0)
     sources = np.stack([voice(talker, 0, 0.3) for talker in range(2)])
     responses = rng.standard_normal((2, taps, 2)).astype(np.float32) * 0.97 ** np.arange(taps)[:, None].astype("f4")
-    images, noise = binaural_dataset.mix_dynamically(
+    images, noise = binaural_tasnet.mix_dynamically(
         tf.constant(sources), tf.constant([-25.0, -30.0]), tf.constant(responses), lead
     )
     assert noise is None
@@ -673,7 +676,7 @@ def test_dynamic_mixtures_are_those_of_the_reference_arithmetic(taps, lead):
         expected *= np.linalg.norm(image) / np.linalg.norm(expected)
         np.testing.assert_allclose(image, expected, atol=2e-5)
     given = tf.constant(rng.standard_normal(sources.shape[1]), tf.float32)
-    images, noise = binaural_dataset.mix_dynamically(
+    images, noise = binaural_tasnet.mix_dynamically(
         tf.constant(sources), tf.constant([-25.0, -30.0]), tf.constant(responses), lead, given, 6.0
     )
     assert power_db(images[0]) - power_db(noise) == pytest.approx(6, abs=0.01)
@@ -760,17 +763,17 @@ def test_dynamic_mixing_in_rooms_and_with_noise(corpus, tmp_path):
     head = hrir.find_heads()["sphere00"]
     some = [rooms.draw_room(f"r{i}", 0.1, head, 0) for i in range(2)]
     write_pcm16(tmp_path / "noise.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 2000), RATE)
-    bank = binaural_dataset.room_bank(some, RATE, num_workers=1)
-    pool = binaural_dataset.binaural_pool(
+    bank = binaural_tasnet.room_bank(some, RATE, num_workers=1)
+    pool = binaural_tasnet.binaural_pool(
         corpus, find_utterances(corpus, 0, {})["tr"], bank, RATE, noises=[str(tmp_path / "noise.wav")]
     )
-    for augmentation in (binaural_dataset.NONE, Augmentation()):
+    for augmentation in (binaural_tasnet.NONE, Augmentation()):
         for batch in listed(
-            binaural_dataset.mixed_batches(pool, 2, 2, 3000, 0, 0, augmentation=augmentation, snr_db=(3, 3))
+            binaural_tasnet.mixed_batches(pool, 2, 2, 3000, 0, 0, augmentation=augmentation, snr_db=(3, 3))
         ):
             assert batch["mixture"].shape == (2, 3000, 2)
             rest = batch["mixture"] - batch["sources"].sum(axis=1)
             # The noise is shorter than the mixture, and ends in silence.
             assert rest[:, :1500].std() > 0.001 and np.abs(rest[:, 2200:]).max() < 1e-5
     with pytest.raises(UserError, match="3 talkers, dynamic mixing needs 4"):
-        binaural_dataset.binaural_pool(corpus, find_utterances(corpus, 0, {})["tr"], bank, RATE, talkers=4)
+        binaural_tasnet.binaural_pool(corpus, find_utterances(corpus, 0, {})["tr"], bank, RATE, talkers=4)

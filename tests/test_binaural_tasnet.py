@@ -13,12 +13,14 @@ import speech
 import tensorflow as tf
 from golden_case import Case
 
-from feat.audio import write_pcm16
-from feat.files import UserError
-from models.conv_tasnet import ConvBlock, run_blocks
-from models.mimo_tasnet import WIRINGS, MimoTasnet
-from nn import checkpoint, spatial_metrics, torch_checkpoint
-from nn.binaural_tasnet import write_audio
+from feat.base.files import UserError
+from feat.signals.audio import write_pcm16
+from models.binaural_tasnet.network import WIRINGS, MimoTasnet
+from models.layers.conv_tasnet import ConvBlock, run_blocks
+from nn.checkpoints import binaural_tasnet, readers
+from nn.checkpoints import ours as checkpoint
+from nn.scoring import spatial_metrics
+from nn.systems.binaural_tasnet.training import write_audio
 
 RATE = speech.RATE
 SIZES = dict(filters=6, bottleneck=5, units=8, dilations=3, repeats=2)
@@ -208,21 +210,21 @@ def test_folder_of_speechbrain(tmp_path):
     for name, loss, factor in (("CKPT+a+00", -3.5, 1.0), ("CKPT+b+00", -1.25, 2.0)):
         folder = tmp_path / name
         folder.mkdir()
-        for part in torch_checkpoint.PARTS:
+        for part in binaural_tasnet.PARTS:
             own = {k.split(".", 1)[1]: torch.tensor(factor * x) for k, x in weights.items() if k.startswith(part)}
             torch.save(own, folder / f"{part}.ckpt")
         (folder / "CKPT.yaml").write_text(f"end-of-epoch: true\nsnr: {loss}\nunixtime: 1.0\n")
-    reader = checkpoint.open_reader(str(tmp_path))
+    reader = readers.open_reader(str(tmp_path))
     settings = reader.settings() | {"wiring": "cross"}
     models = [MimoTasnet(**settings) for _ in range(2)]
     for model in models:
-        checkpoint.load_for_inference(str(tmp_path), "mimo_tasnet", model)
+        readers.load_for_inference(str(tmp_path), "mimo_tasnet", model)
     heard = case["in/mix"]
     np.testing.assert_array_equal(models[0](heard), models[1](heard))
     np.testing.assert_array_equal(reader("encoderL.conv1d.weight").T, weights["encoderL.conv1d.weight"])
     (tmp_path / "CKPT+a+00/encoderL.ckpt").write_bytes(b"PK\x03\x04 and more")
     with pytest.raises(UserError, match="download it again"):
-        checkpoint.open_reader(str(tmp_path / "CKPT+a+00"))
+        readers.open_reader(str(tmp_path / "CKPT+a+00"))
 
 
 # The script ---------------------------------------------------------------------------------------
@@ -267,7 +269,7 @@ def test_two_devices_train_and_validate_as_one(folder):
         runner = speech.run if devices else speech.run_here
         run = FLAGS | named | dict(time_stamp=stamp, pictures=0)
         speech.succeed(folder, "nn/binaural_tasnet.py", runner=runner, **run)
-        state = checkpoint.read_loop_state(checkpoint.open_reader(str(prefix(folder, stamp, LAST))))["state"]
+        state = checkpoint.read_loop_state(readers.open_reader(str(prefix(folder, stamp, LAST))))["state"]
         runs[stamp] = speech.checkpoint_arrays(prefix(folder, stamp, LAST)), state["score"]
     (ours, our_score), (theirs, their_score) = runs.values()
     assert our_score == pytest.approx(their_score, abs=1e-4)

@@ -11,11 +11,14 @@ import speech
 import tensorflow as tf
 from test_audio import write_as
 
-from feat import dataset, feat_gen, lists, wsj0_mix
-from feat.audio import read_pcm16, write_pcm16
-from feat.files import UserError
-from feat.mixing import draw_sets
-from feat.mixture_tree import MixtureTree
+from feat import wsj0_mix
+from feat.base.files import UserError
+from feat.batches import common, deep_casa
+from feat.corpora import features, find, lists
+from feat.corpora.features import generate
+from feat.corpora.mixture_tree import MixtureTree
+from feat.signals.audio import read_pcm16, write_pcm16
+from feat.signals.mixing import draw_sets
 
 SEGMENT = 9  # frames
 
@@ -24,8 +27,8 @@ SEGMENT = 9  # frames
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dataset")
     lists = speech.make_corpus(folder, dict(tr=9), seconds=(0.2, 0.5))
-    settings = feat_gen.FeatureSettings(str(folder / "data"), str(folder / "feat"), fft_size=64, hop_size=32)
-    feat_gen.generate(settings, lists, num_workers=1)
+    settings = features.FeatureSettings(str(folder / "data"), str(folder / "feat"), fft_size=64, hop_size=32)
+    generate(settings, lists, num_workers=1)
     return settings
 
 
@@ -33,24 +36,24 @@ def settings(tmp_path_factory):
 def utterances(settings):
     root = settings.data_folder.removesuffix("/data")
     with open(f"{root}/lists/mix_2_spk_min_tr_mix", encoding="utf-8") as file:
-        return dataset.cached_utterances(settings, "tr", file.read().split())
+        return deep_casa.cached_utterances(settings, "tr", file.read().split())
 
 
 @pytest.fixture(scope="module")
 def pool(settings, utterances):
-    return dataset.source_pool(settings, "tr", utterances.names)
+    return deep_casa.source_pool(settings, "tr", utterances.names)
 
 
 @pytest.fixture(params=["utterances", "pieces", "segments", "mixed"])
 def pipeline(request, utterances, pool):
     """(epoch, skip, seed, share) -> batches of 2, or the share's pieces of them."""
     kinds = dict(
-        utterances=lambda **where: dataset.training_batches(utterances, 2, **where),
-        pieces=lambda **where: dataset.training_batches(utterances, 2, segment_frames=SEGMENT, **where),
-        segments=lambda **where: dataset.segment_batches(utterances, SEGMENT, 2, **where),
-        mixed=lambda **where: dataset.mixed_batches(pool, 2, 4, SEGMENT, **where),
+        utterances=lambda **where: deep_casa.training_batches(utterances, 2, **where),
+        pieces=lambda **where: deep_casa.training_batches(utterances, 2, segment_frames=SEGMENT, **where),
+        segments=lambda **where: deep_casa.segment_batches(utterances, SEGMENT, 2, **where),
+        mixed=lambda **where: deep_casa.mixed_batches(pool, 2, 4, SEGMENT, **where),
     )
-    return lambda epoch, skip=0, seed=5, share=dataset.Share(): kinds[request.param](
+    return lambda epoch, skip=0, seed=5, share=common.Share(): kinds[request.param](
         seed=seed, epoch=epoch, skip=skip, share=share
     )
 
@@ -73,16 +76,16 @@ def test_skipping_gives_the_tail_of_the_epoch(pipeline):
 def test_shares_are_the_pieces_of_the_global_batch(pipeline):
     """Two processes with a device each, and one with two, see what one device sees, padded alike."""
     whole = speech.listed(pipeline(epoch=1, skip=1))
-    first, second = (speech.listed(pipeline(epoch=1, skip=1, share=dataset.Share(2, i, 1))) for i in range(2))
-    both = speech.listed(pipeline(epoch=1, skip=1, share=dataset.Share(2, 0, 2)))
+    first, second = (speech.listed(pipeline(epoch=1, skip=1, share=common.Share(2, i, 1))) for i in range(2))
+    both = speech.listed(pipeline(epoch=1, skip=1, share=common.Share(2, 0, 2)))
     for a, b in ((first, second), (both[::2], both[1::2])):
         joined = [{key: np.concatenate([x[key], y[key]]) for key in x} for x, y in zip(a, b, strict=True)]
         speech.assert_same_batches(joined, whole)
 
 
 def test_evaluation_comes_out_even(utterances):
-    alone = speech.listed(dataset.evaluation_batches(utterances))
-    shares = [speech.listed(dataset.evaluation_batches(utterances, dataset.Share(2, i, 1))) for i in range(2)]
+    alone = speech.listed(deep_casa.evaluation_batches(utterances))
+    shares = [speech.listed(deep_casa.evaluation_batches(utterances, common.Share(2, i, 1))) for i in range(2)]
     assert [len(some) for some in shares] == [5, 5]
     speech.assert_same_batches([batch for pair in zip(*shares) for batch in pair][:9], alone)
     assert shares[1][-1]["index"] == [-1]
@@ -97,28 +100,28 @@ def test_mixture_is_the_sum_and_covers_the_waveforms(pipeline):
 
 
 def test_an_epoch_has_every_utterance_once(utterances):
-    order = dataset.epoch_order(utterances.frames, 2, seed=0, epoch=0)
+    order = common.epoch_order(utterances.frames, 2, seed=0, epoch=0)
     assert order.shape == (4, 2) and len(np.unique(order)) == 8
-    left_out = {tuple(set(range(9)) - set(dataset.epoch_order(utterances.frames, 2, 0, e).ravel())) for e in range(20)}
+    left_out = {tuple(set(range(9)) - set(common.epoch_order(utterances.frames, 2, 0, e).ravel())) for e in range(20)}
     assert len(left_out) > 1
 
 
 def test_batches_hold_utterances_of_like_length():
     frames = np.random.default_rng(0).integers(100, 1000, 403)
-    order = dataset.epoch_order(frames, 4, seed=1, epoch=2)
+    order = common.epoch_order(frames, 4, seed=1, epoch=2)
     assert order.shape == (100, 4) and len(np.unique(order)) == 400
     assert np.median(np.ptp(frames[order], axis=1)) < 30
     assert np.ptp(frames[order], axis=1).max() < 200
 
 
 def test_wavs_give_what_the_files_give(settings, utterances):
-    from_wavs = dataset.wav_utterances(settings, "tr", utterances.names)
+    from_wavs = deep_casa.wav_utterances(settings, "tr", utterances.names)
     np.testing.assert_array_equal(from_wavs.frames, utterances.frames)
     for make in (
-        lambda some: dataset.training_batches(some, 2, 0, 0),
-        lambda some: dataset.training_batches(some, 2, 0, 0, segment_frames=5),
-        lambda some: dataset.segment_batches(some, SEGMENT, 2, 0, 0),
-        lambda some: dataset.evaluation_batches(some),
+        lambda some: deep_casa.training_batches(some, 2, 0, 0),
+        lambda some: deep_casa.training_batches(some, 2, 0, 0, segment_frames=5),
+        lambda some: deep_casa.segment_batches(some, SEGMENT, 2, 0, 0),
+        lambda some: deep_casa.evaluation_batches(some),
     ):
         for cached, fresh in zip(speech.listed(make(utterances)), speech.listed(make(from_wavs)), strict=True):
             for key, value in cached.items():
@@ -136,26 +139,26 @@ def test_wavs_of_all_kinds_give_the_same(settings, utterances, pool, tmp_path, k
         for path in (tmp_path / "data").rglob(f"{source}/*.wav"):
             write_as(path, read_pcm16(path), kind)
     changed = dataclasses.replace(settings, data_folder=str(tmp_path / "data"))
-    dataset.cached_utterances(changed, "tr", utterances.names)
-    plain, fresh = (dataset.wav_utterances(some, "tr", utterances.names) for some in (settings, changed))
-    ours, theirs = (dataset.training_batches(some, 2, 0, 0, segment_frames=7) for some in (fresh, plain))
+    deep_casa.cached_utterances(changed, "tr", utterances.names)
+    plain, fresh = (deep_casa.wav_utterances(some, "tr", utterances.names) for some in (settings, changed))
+    ours, theirs = (deep_casa.training_batches(some, 2, 0, 0, segment_frames=7) for some in (fresh, plain))
     assert ours.element_spec == theirs.element_spec
     speech.assert_same_batches(speech.listed(ours), speech.listed(theirs))
-    ours = dataset.mixed_batches(dataset.source_pool(changed, "tr", utterances.names), 2, 4, 20, 0, 0)
-    speech.assert_same_batches(speech.listed(ours), speech.listed(dataset.mixed_batches(pool, 2, 4, 20, 0, 0)))
+    ours = deep_casa.mixed_batches(deep_casa.source_pool(changed, "tr", utterances.names), 2, 4, 20, 0, 0)
+    speech.assert_same_batches(speech.listed(ours), speech.listed(deep_casa.mixed_batches(pool, 2, 4, 20, 0, 0)))
 
 
 @pytest.mark.parametrize("subtype", ["PCM_24", "FLOAT"])
 def test_what_feat_gen_refuses_is_refused_before_training(settings, utterances, tmp_path, subtype):
     shutil.copytree(settings.data_folder, tmp_path / "data")
     changed = dataclasses.replace(settings, data_folder=str(tmp_path / "data"))
-    pool = dataset.source_pool(changed, "tr", utterances.names)
+    pool = deep_casa.source_pool(changed, "tr", utterances.names)
     path = changed.wav_paths("tr", utterances.names[3])[0]
     soundfile.write(path, read_pcm16(path) / 32768, 8000, subtype)
     for refused in (
-        lambda: feat_gen.read_mixture(changed, "tr", utterances.names[3]),
-        lambda: dataset.wav_utterances(changed, "tr", utterances.names),
-        lambda: dataset.source_pool(changed, "tr", utterances.names),
+        lambda: features.read_mixture(changed, "tr", utterances.names[3]),
+        lambda: deep_casa.wav_utterances(changed, "tr", utterances.names),
+        lambda: deep_casa.source_pool(changed, "tr", utterances.names),
         pool.check,
     ):
         with pytest.raises(UserError, match=f"{path}: samples are {subtype}, 16-bit PCM is needed"):
@@ -169,20 +172,20 @@ def test_a_wav_that_went_bad_is_named(settings, utterances, tmp_path, kind, dama
     changed = dataclasses.replace(settings, data_folder=str(tmp_path / "data"))
     path = pathlib.Path(changed.wav_paths("tr", utterances.names[3])[1])
     write_as(path, read_pcm16(path), kind)
-    fresh = dataset.wav_utterances(changed, "tr", utterances.names)
+    fresh = deep_casa.wav_utterances(changed, "tr", utterances.names)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=str(path)):
-        list(dataset.evaluate(fresh))
+        list(deep_casa.evaluate(fresh))
     with pytest.raises(UserError, match=str(path)):
-        dataset.wav_utterances(changed, "tr", utterances.names)
+        deep_casa.wav_utterances(changed, "tr", utterances.names)
 
 
 def test_segments_are_all_frames_in_pieces(utterances):
-    count = dataset.segment_count(utterances, SEGMENT)
+    count = deep_casa.segment_count(utterances, SEGMENT)
     assert count == sum(-(-frames // SEGMENT) for frames in utterances.frames)
-    batches = speech.listed(dataset.segment_batches(utterances, SEGMENT, 1, 0, 0))
+    batches = speech.listed(deep_casa.segment_batches(utterances, SEGMENT, 1, 0, 0))
     assert len(batches) == count
-    whole = {int(b["index"][0]): b["mixture"][0] for b in speech.listed(dataset.evaluation_batches(utterances))}
+    whole = {int(b["index"][0]): b["mixture"][0] for b in speech.listed(deep_casa.evaluation_batches(utterances))}
     pieces = {}
     for batch in batches:
         assert batch["frames"] == [SEGMENT]
@@ -201,7 +204,7 @@ def test_dynamic_mixing_pairs_different_talkers(pool, tmp_path):
     numbers = dataclasses.replace(pool, paths=paths, samples=np.full(len(pool), 5000))
     seen = set()
     for epoch in range(3):
-        for batch in speech.listed(dataset.mixed_batches(numbers, 4, 5, SEGMENT, 0, epoch, gain_db=0.0)):
+        for batch in speech.listed(deep_casa.mixed_batches(numbers, 4, 5, SEGMENT, 0, epoch, gain_db=0.0)):
             # Utterances are put at equal power, here by their true levels.
             values = batch["waveforms"][..., 0] / batch["waveforms"][:, :1, 0]
             seen |= set(np.round(values[:, 1], 4))
@@ -214,26 +217,26 @@ def test_dynamic_mixing_pairs_different_talkers(pool, tmp_path):
 
 
 def test_dynamic_mixing_levels(pool):
-    for batch in speech.listed(dataset.mixed_batches(pool, 4, 3, 40, 0, 0)):
+    for batch in speech.listed(deep_casa.mixed_batches(pool, 4, 3, 40, 0, 0)):
         peaks = np.abs(np.concatenate([batch["waveforms"], batch["waveforms"].sum(1, keepdims=True)], 1)).max((1, 2))
         np.testing.assert_allclose(peaks, 0.9, atol=1e-4)
 
 
 def test_dynamic_mixing_of_three(tmp_path):
     lists = speech.make_corpus(tmp_path, dict(tr=4), talkers=3)
-    settings = feat_gen.FeatureSettings(str(tmp_path / "data"), "", talkers=3, fft_size=64, hop_size=32)
-    pool = dataset.source_pool(settings, "tr", lists["tr"])
-    (batch,) = speech.listed(dataset.mixed_batches(pool, 2, 1, SEGMENT, 0, 0))
+    settings = features.FeatureSettings(str(tmp_path / "data"), "", talkers=3, fft_size=64, hop_size=32)
+    pool = deep_casa.source_pool(settings, "tr", lists["tr"])
+    (batch,) = speech.listed(deep_casa.mixed_batches(pool, 2, 1, SEGMENT, 0, 0))
     assert batch["sources"].shape == (2, 3, SEGMENT, 33, 2) and np.isfinite(batch["mixture"]).all()
 
 
 def test_dynamic_mixing_leaves_silent_utterances_out(tmp_path):
     lists = speech.make_corpus(tmp_path, dict(tr=3), seconds=(0.5, 0.5))
     speech.write_mixture(tmp_path, "tr", lists["tr"][0], [np.zeros(4000, np.float32), speech.voice(1, 0, 0.5)])
-    settings = feat_gen.FeatureSettings(str(tmp_path / "data"), "", fft_size=64, hop_size=32)
-    assert len(dataset.source_pool(settings, "tr", lists["tr"])) == 5
+    settings = features.FeatureSettings(str(tmp_path / "data"), "", fft_size=64, hop_size=32)
+    assert len(deep_casa.source_pool(settings, "tr", lists["tr"])) == 5
     with pytest.raises(UserError, match="1 talker"):
-        dataset.source_pool(settings, "tr", ["a-1_0_a-2_0"][:0] or lists["tr"][:1])
+        deep_casa.source_pool(settings, "tr", ["a-1_0_a-2_0"][:0] or lists["tr"][:1])
 
 
 @pytest.fixture
@@ -243,11 +246,11 @@ def readers(tmp_path):
         for k, name in enumerate(("sa1", "sa2", "sx9")):
             path = tmp_path / "in" / "tr" / f"talker_{talker}" / "deep" / f"{name}.wav"
             write_pcm16(path, np.tile([0.1, -0.1], 2000) * (1 + 3 * talker + k) / 9, 8000)
-    utterances = wsj0_mix.find_utterances(tmp_path / "in", 0, {})
+    utterances = find.find_utterances(tmp_path / "in", 0, {})
     lines = draw_sets(utterances, {"tr": 30}, 2, 0)
     tree = MixtureTree(str(tmp_path / "in"), str(tmp_path / "out"), str(tmp_path / "out" / "lists"))
     wsj0_mix.make_mixtures(tree, lines, {"sa1": 1.0, "sa2": 1.0, "sx9": 1.0}, num_workers=1)
-    return feat_gen.FeatureSettings(str(tmp_path / "out"), "", fft_size=64, hop_size=32), lines["tr"]
+    return features.FeatureSettings(str(tmp_path / "out"), "", fft_size=64, hop_size=32), lines["tr"]
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -260,7 +263,7 @@ def test_talkers_who_share_file_names(readers, tmp_path, elsewhere):
             path.unlink()
         folder = str(tmp_path / "some")
     names = lists.read_names(folder, "tr")
-    pool = dataset.source_pool(settings, "tr", names, folder)
+    pool = deep_casa.source_pool(settings, "tr", names, folder)
     assert sorted(pool.talkers) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     talker_of = {}
     for line in lines:
@@ -273,7 +276,7 @@ def test_talkers_of_lists_without_paths_are_those_of_the_names(readers, tmp_path
     settings, lines = readers
     names = [line.name for line in lines]
     shutil.rmtree(tmp_path / "out" / "lists")
-    assert len(dataset.source_pool(settings, "tr", names)) == 3
+    assert len(deep_casa.source_pool(settings, "tr", names)) == 3
     assert "warning: " in capsys.readouterr().out
 
 
@@ -287,13 +290,13 @@ def test_the_pool_of_wsj0_is_that_of_its_names(settings, tmp_path, capsys, kept)
         speech.write_mixture(tmp_path, "tr", line.name, [speech.voice(k, i, 0.1) for k in range(2)])
     changed = dataclasses.replace(settings, data_folder=str(tmp_path / "data"))
     names = [line.name for line in lines]
-    by_names = dataset.source_pool(changed, "tr", names)
+    by_names = deep_casa.source_pool(changed, "tr", names)
     lists.write_name_lists(tmp_path / "all", "tr", lines)
     lists.write_mixture_lines(tmp_path / "all", "tr", lines)
     (tmp_path / "lists").mkdir()
     for path in (tmp_path / "all").glob(kept):
         shutil.copy(path, tmp_path / "lists")
-    by_lists = dataset.source_pool(changed, "tr", names, str(tmp_path / "lists"))
+    by_lists = deep_casa.source_pool(changed, "tr", names, str(tmp_path / "lists"))
     assert by_lists.paths == by_names.paths and len(by_names) == 5
     for key in ("talkers", "levels", "samples", "offsets"):
         np.testing.assert_array_equal(getattr(by_lists, key), getattr(by_names, key))
@@ -314,8 +317,8 @@ def test_one_tracing_for_all_lengths(pipeline):
 
 
 def test_lengths_are_free_in_the_pipelines_of_whole_utterances(utterances):
-    for batches in (dataset.training_batches(utterances, 2, 0, 0), dataset.evaluation_batches(utterances)):
-        free = dataset.free_lengths(batches.element_spec)
+    for batches in (deep_casa.training_batches(utterances, 2, 0, 0), deep_casa.evaluation_batches(utterances)):
+        free = common.free_lengths(batches.element_spec)
         for batch in batches:
             assert all(free[key].is_compatible_with(value) for key, value in batch.items())
         assert batches.element_spec["mixture"].shape.as_list()[1:] == [None, 33, 2]
@@ -323,16 +326,16 @@ def test_lengths_are_free_in_the_pipelines_of_whole_utterances(utterances):
 
 
 def test_a_batch_that_cannot_be_read_names_the_file():
-    broken = tf.data.Dataset.from_tensors("nowhere.npy").map(dataset.read_npy)
+    broken = tf.data.Dataset.from_tensors("nowhere.npy").map(common.read_npy)
 
     def check():
         raise UserError("nowhere.npy: missing")
 
     with pytest.raises(UserError, match="nowhere.npy: missing"):
-        list(dataset.checked(broken, check))
+        list(common.checked(broken, check))
     with pytest.raises(UserError, match="cannot be read.*nowhere.npy"):
-        list(dataset.checked(broken, lambda: None))
-    assert list(dataset.checked(tf.data.Dataset.range(3), check)) == [0, 1, 2]
+        list(common.checked(broken, lambda: None))
+    assert list(common.checked(tf.data.Dataset.range(3), check)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 5), (4, 1, 6)])
@@ -340,8 +343,8 @@ def test_read_npy(tmp_path, shape):
     array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     path = str(tmp_path / "a.npy")
     np.save(path, array)
-    np.testing.assert_array_equal(dataset.read_npy(path), array)
+    np.testing.assert_array_equal(common.read_npy(path), array)
     with open(path, "r+b") as file:
         file.truncate(128 + 4)
     with pytest.raises(tf.errors.InvalidArgumentError):
-        dataset.read_npy(path)
+        common.read_npy(path)

@@ -17,10 +17,10 @@ import soundfile
 import speech
 import tensorflow as tf
 
-from feat.audio import read_blocks
-from models.dense_unet import DenseUNet
-from nn import checkpoint
-from nn.separate import Separator
+from feat.signals.audio import read_blocks
+from models.deep_casa.dense_unet import DenseUNet
+from nn.checkpoints import ours as checkpoint
+from nn.systems.separator import Separator
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 START_FLAGS = """

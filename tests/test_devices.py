@@ -16,11 +16,13 @@ import speech
 import tensorflow as tf
 from keras import ops
 
-from feat import cache, dataset
-from feat.files import UserError
-from nn import devices, learning_rate
-from nn.optimizers import make_optimizer
-from nn.step import TrainStep
+from feat.base.files import UserError
+from feat.batches import common
+from feat.corpora import cache
+from nn.training import devices
+from nn.training.optimizers import make_optimizer
+from nn.training.step import TrainStep
+from nn.training.task import Epochs
 
 EXP = "exp/deep_casa_wsj"
 SEQ = speech.SEQ | dict(batch_size=2, segment_seconds=0.4)
@@ -46,7 +48,7 @@ def regression_model():
     return keras.Model(x, keras.layers.Dense(2)(y))
 
 
-def batches(share=dataset.Share()):
+def batches(share=common.Share()):
     """All batches of the regression, or this share's pieces of them."""
     random = np.random.default_rng(0)
     x = random.standard_normal((2 * STEPS, BATCH, 12, 3)).astype(np.float32)
@@ -57,7 +59,7 @@ def batches(share=dataset.Share()):
 
 def train(strategy, optimizer_name, dtype="float32", **options):
     """(losses of 20 steps, {name: weights, moments and averages}) after them."""
-    from nn import devices
+    from nn.training import devices
 
     keras.utils.clear_session()  # names begin anew
     policy = keras.mixed_precision.dtype_policy()
@@ -240,7 +242,7 @@ def test_a_batch_that_devices_cannot_share(folder):
 
 def test_a_list_shorter_than_a_step_is_named():
     with pytest.raises(UserError, match=r"^lists/tr: 6 training example\(s\) are fewer than the 7 of a step; lower"):
-        learning_rate.Epochs(6, 7, 1, source="lists/tr")
+        Epochs(6, 7, 1, source="lists/tr")
 
 
 def test_the_first_stage_in_bfloat16_with_a_moving_average(folder):
@@ -387,7 +389,7 @@ def test_the_end_of_an_epoch_is_not_waited_for():
     """A thread of tf.data that tunes itself sleeps longer and longer; now and then its iterator waits till it wakes."""
 
     def make(share):
-        return dataset.pieces(
+        return common.pieces(
             (np.arange(12).reshape(6, 2),), lambda i: {"index": tf.cast(i, tf.float32) * tf.ones(3)}, share
         )
 

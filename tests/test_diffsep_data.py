@@ -12,13 +12,16 @@ import pytest
 import soundfile
 import speech
 
-from feat import diffsep_dataset
-from feat.audio import write_pcm16
-from feat.files import UserError
-from feat.noises import write_recordings
-from models.cdiffuse import CDiffuse
-from nn import checkpoint, composite, diffsep_figures, diffsep_results, metrics
-from nn.separate import Separator
+from feat.base.files import UserError
+from feat.batches import diffsep
+from feat.signals.audio import write_pcm16
+from feat.signals.noises import write_recordings
+from models.diffsep.cdiffuse import CDiffuse
+from nn.checkpoints import ours as checkpoint
+from nn.scoring import composite, metrics
+from nn.systems.diffsep import figures
+from nn.systems.diffsep import results as diffsep_results
+from nn.systems.separator import Separator
 
 RUN = "exp/tiny/models/test"
 RATE = 8000
@@ -63,7 +66,7 @@ def inside(folder, monkeypatch):
 
 
 def noisy(split="train", **options):
-    return diffsep_dataset.noisy_set("noisy", split, RATE, **options)
+    return diffsep.noisy_set("noisy", split, RATE, **options)
 
 
 def test_noisy_speech_is_speech_and_noise_in_the_ratio_of_the_manifest(inside):
@@ -96,31 +99,31 @@ def test_published_recordings_are_resampled_once_or_when_read(inside, tmp_path):
                 path = tmp_path / "published" / f"{kind}_{split}_wav" / f"p1_{k}.wav"
                 write_pcm16(path, speech.voice(k, k + (kind == "noisy"), 0.3, 48000), 48000)
     with pytest.raises(UserError, match="48000 Hz, 16000 Hz is needed"):
-        diffsep_dataset.noisy_set(tmp_path / "published", "train", 16000)
-    read = diffsep_dataset.noisy_set(tmp_path / "published", "train", 16000, resampled=True)
+        diffsep.noisy_set(tmp_path / "published", "train", 16000)
+    read = diffsep.noisy_set(tmp_path / "published", "train", 16000, resampled=True)
     flags = dict(published=tmp_path / "published", output_folder=tmp_path / "cache", num_workers=1)
     speech.succeed(inside, "feat/vctk_demand.py", corpus_flags=False, **flags)
-    made = diffsep_dataset.noisy_set(tmp_path / "cache", "train", 16000)
-    batches = [speech.listed(diffsep_dataset.evaluation_batches(x)) for x in (read, made)]
+    made = diffsep.noisy_set(tmp_path / "cache", "train", 16000)
+    batches = [speech.listed(diffsep.evaluation_batches(x)) for x in (read, made)]
     for ours, theirs in zip(*batches, strict=True):
         assert ours["mixture"].shape == (1, 4800)
         np.testing.assert_allclose(ours["sources"], theirs["sources"], atol=1e-4)
 
 
 def test_training_and_validation_share_nothing_and_only_what_is_asked_for_is_opened(inside):
-    corpora = diffsep_dataset.Corpora("enhancement", vctk_demand="noisy", sample_rate=RATE)
+    corpora = diffsep.Corpora("enhancement", vctk_demand="noisy", sample_rate=RATE)
     train, val = corpora.open("train"), corpora.open("val")
     assert len(train) == 5 and len(val) == 1 and not set(train.names) & set(val.names)
     assert set(train.names) | set(val.names) == set(noisy().names)
     with pytest.raises(UserError, match="mix_clean: no such file or directory"):
-        diffsep_dataset.Corpora(librimix="nowhere").open("libri-clean")
+        diffsep.Corpora(librimix="nowhere").open("libri-clean")
 
 
 @pytest.mark.parametrize("root", ["2speakers", "Libri2Mix", ""])
 def test_librimix_in_its_own_folders_and_in_those_of_wsj0_mix(inside, tmp_path, root):
     shutil.copytree("data/2speakers/wav8k/min/tt", tmp_path / root / "wav8k/max/test")
     (tmp_path / root / "wav8k/max/test/mix").rename(tmp_path / root / "wav8k/max/test/mix_both")
-    found = diffsep_dataset.Corpora(librimix=tmp_path).open("libri-noisy")
+    found = diffsep.Corpora(librimix=tmp_path).open("libri-noisy")
     assert len(found) == 3
 
 
@@ -128,8 +131,7 @@ def test_noise_of_another_in_the_batch(inside):
     found = noisy().first(4)
     options = dict(batch_size=4, seed=3, epoch=0, segment_samples=4000)
     (own,), (other,) = (
-        speech.listed(diffsep_dataset.training_batches(found, shuffle_noise=shuffle, **options))
-        for shuffle in (False, True)
+        speech.listed(diffsep.training_batches(found, shuffle_noise=shuffle, **options)) for shuffle in (False, True)
     )
     np.testing.assert_array_equal(own["sources"][:, 0], other["sources"][:, 0])
     assert sorted(map(bytes, own["sources"][:, 1])) == sorted(map(bytes, other["sources"][:, 1]))
@@ -145,7 +147,7 @@ def test_crops_reach_the_last_place_unless_the_reference_leaves_it_out():
 
     lines = np.tile(np.arange(3), (200, 1))
     for parity, last in ((False, 2), (True, 1)):
-        cut = diffsep_dataset.crop(Mixtures, lines, 5, generator, parity)
+        cut = diffsep.crop(Mixtures, lines, 5, generator, parity)
         assert set(cut.starts[:, 0]) == set(range(last + 1))
         assert not cut.starts[:, 1:].any() and set(cut.samples[:, 2]) == {3}
 
@@ -154,14 +156,14 @@ def test_dynamic_mixtures_add_up_at_the_levels_that_were_drawn(inside):
     utterances = {t: [f"{t}/{t}_{k}.wav" for k in range(2)] for t in ("t0", "t1")}
     noises = write_recordings("made", [f"talkers/tr/{utterances['t0'][0]}"], RATE, per_kind=1, seconds=1)
     for talkers, some in ((2, ()), (1, noises)):
-        pool = diffsep_dataset.mixing_pool("talkers/tr", utterances, RATE, talkers, some)
+        pool = diffsep.mixing_pool("talkers/tr", utterances, RATE, talkers, some)
         # An error names these files, whatever the pieces of them are.
-        drawn = [diffsep_dataset.draw_pieces(pool, 6, samples, 1, 0)[0] for samples in (1, 6000)]
+        drawn = [diffsep.draw_pieces(pool, 6, samples, 1, 0)[0] for samples in (1, 6000)]
         np.testing.assert_array_equal(*drawn)
-        batches = diffsep_dataset.mixed_batches(pool, 2, 3, 6000, seed=1, epoch=0, snr_db=(5, 5))
+        batches = diffsep.mixed_batches(pool, 2, 3, 6000, seed=1, epoch=0, snr_db=(5, 5))
         whole, rest = (
             speech.listed(batches),
-            speech.listed(diffsep_dataset.mixed_batches(pool, 2, 3, 6000, seed=1, epoch=0, snr_db=(5, 5), skip=1)),
+            speech.listed(diffsep.mixed_batches(pool, 2, 3, 6000, seed=1, epoch=0, snr_db=(5, 5), skip=1)),
         )
         speech.assert_same_batches(whole[1:], rest)
         for batch in whole:
@@ -176,18 +178,18 @@ def test_the_first_mixtures_have_a_man_and_a_woman(inside):
     utterances = {t: [f"{t}/{t}_0.wav"] for t in ("t0", "t1")}
     genders = {"t0": "male", "t1": "female"}
     with pytest.raises(UserError, match="need some of both"):
-        diffsep_dataset.mixing_pool("talkers/tr", utterances, RATE, genders={"t0": "male"})
-    pool = diffsep_dataset.mixing_pool("talkers/tr", utterances, RATE, genders=genders)
+        diffsep.mixing_pool("talkers/tr", utterances, RATE, genders={"t0": "male"})
+    pool = diffsep.mixing_pool("talkers/tr", utterances, RATE, genders=genders)
     crowd = dataclasses.replace(
         pool,
         first=np.arange(6),
         counts=np.ones(6, int),
         genders=np.array(["male", "", "female", "male", "male", "female"]),
     )
-    pairs = diffsep_dataset.draw_talkers(crowd, 200, np.random.default_rng(0), both_genders=True)
+    pairs = diffsep.draw_talkers(crowd, 200, np.random.default_rng(0), both_genders=True)
     assert set(map(tuple, pairs)) == {(m, w) for m in (0, 3, 4) for w in (2, 5)}
     for both in (True, False):
-        (batch,) = speech.listed(diffsep_dataset.mixed_batches(pool, 2, 1, 6000, seed=1, epoch=0, both_genders=both))
+        (batch,) = speech.listed(diffsep.mixed_batches(pool, 2, 1, 6000, seed=1, epoch=0, both_genders=both))
         assert np.all(batch["ordered"] == both)
 
 
@@ -232,13 +234,13 @@ def test_plots_over_result_folders_and_dnsmos_beside_them(tmp_path):
             where = tmp_path / diffsep_results.folder_name("run", steps, snr, 1)
             summary = diffsep_results.write_results(str(where), "test", results)
     assert summary == {"si_sdr": 1.75, "pesq": 1.5, "number": 4}
-    speech.succeed(tmp_path, "nn/diffsep_figures.py", corpus_flags=False, results=".")
+    speech.succeed(tmp_path, "nn/systems/diffsep/figures.py", corpus_flags=False, results=".")
     assert (tmp_path / "test_si_sdr.png").stat().st_size > 5000
-    chosen = diffsep_figures.choose_examples(results, "si_sdr")
+    chosen = figures.choose_examples(results, "si_sdr")
     assert chosen["bad"] == "0" and chosen["good"] == "3" and chosen["middling"] in "12"
     rows = "\n".join(f"{i},wav/{i // 2:04d}.enh{i % 2}.wav,{3 + i}.5" for i in range(4))
     (where / "test_dnsmos.csv").write_text(",filename,OVRL\n" + rows + "\n")
-    speech.succeed(tmp_path, "nn/diffsep_dnsmos.py", corpus_flags=False, results=where)
+    speech.succeed(tmp_path, "nn/systems/diffsep/dnsmos.py", corpus_flags=False, results=where)
     merged = json.loads((where / "test_with_dnsmos.json").read_text())
     assert merged["1"]["OVRL"] == [5.5, 6.5] and "OVRL" not in merged["2"]
     assert json.loads((where / "test_summary_with_dnsmos.json").read_text())["OVRL"] == 5.0

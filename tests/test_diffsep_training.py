@@ -8,12 +8,12 @@ import pytest
 import speech
 import tensorflow as tf
 
-from models.diffusion_losses import ScoreMatching
-from models.diffusion_sampling import score_of
-from models.ncsnpp import ScoreModel
-from models.sde import MixSDE
-from nn.optimizers import make_optimizer
-from nn.step import TrainStep
+from models.diffsep.losses import ScoreMatching
+from models.diffsep.ncsnpp import ScoreModel
+from models.diffsep.sampling import score_of
+from models.diffsep.sde import MixSDE
+from nn.training.optimizers import make_optimizer
+from nn.training.step import TrainStep
 
 SIZES = dict(backbone="cdiffuse", residual_layers=1, residual_channels=4)
 TINY = SIZES | dict(

@@ -5,10 +5,10 @@ import pytest
 import scipy.optimize
 import tensorflow as tf
 
-from models.diffusion_losses import ScoreMatching
-from models.diffusion_sampling import ExponentialSolver, KeyedNoise, PredictorCorrector, file_key
+from models.diffsep.losses import ScoreMatching
+from models.diffsep.sampling import ExponentialSolver, KeyedNoise, PredictorCorrector, file_key
+from models.diffsep.sde import MixSDE, PriorMixSDE, sample_times
 from models.losses import assignment_cost
-from models.sde import MixSDE, PriorMixSDE, sample_times
 
 SAMPLES = 40
 

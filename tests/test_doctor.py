@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import speech
 
-from feat.lists import mixture_paths
+from feat.corpora.lists import mixture_paths
 
 LISTS = dict(tr=3, cv=2, tt=2)
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from feat.audio import write_pcm16
-from feat.files import UserError
-from feat.lists import mixture_paths
-from nn import evaluate, metrics
+from feat.base.files import UserError
+from feat.corpora.lists import mixture_paths
+from feat.signals.audio import write_pcm16
+from nn import evaluate
+from nn.scoring import metrics, report
 
 RATE = 8000
 NAMES = ["b_1.5_a_-1.5", "a_0.3_c_-0.3", "c_2_b_-2"]  # in an order of their own
@@ -135,11 +136,11 @@ def test_scp_lists_score_as_folders_do(corpus, tmp_path):
     run = run_script(*flags, f"--mixtures={lists['mix']}")
     assert run.returncode == 0, run.stderr
     ours = read_table((tmp_path / "scores.csv").read_text())
-    theirs = evaluate.evaluate_folder(
+    theirs = report.evaluate_folder(
         str(corpus / "wavs"), "short", data_folder=str(corpus / "data"), wav_list_folder=str(corpus / "lists"),
         metric_names=["si_sdr"], num_workers=1,
     )  # fmt: skip
-    theirs = read_table(evaluate.format_csv(theirs))
+    theirs = read_table(report.format_csv(theirs))
     assert [[row[key] for key in ("utterance", "system", "talker", "output")] for row in ours] == [
         [row[key] for key in ("utterance", "system", "talker", "output")] for row in theirs
     ]
@@ -170,7 +171,7 @@ def test_csv_has_a_line_for_every_utterance_system_and_talker(script_run):
 def test_rows_equal_direct_computation(corpus, script_run):
     rows = read_table((script_run[1] / "scores.csv").read_text())
     for name in NAMES:
-        signals = evaluate.read_bin(str(corpus / "oracle" / f"{name}.bin"))
+        signals = report.read_bin(str(corpus / "oracle" / f"{name}.bin"))
         systems = {"mixture": np.tile(signals.mixture, (2, 1)), ORACLE_LABEL: signals.estimates}
         for label, estimates in systems.items():
             scored = [row for row in rows if row["utterance"] == name and row["system"] == label]
@@ -219,20 +220,20 @@ def test_frame_accuracy_and_oracle_bound(script_run):
 
 def test_scores_do_not_depend_on_the_number_of_processes(corpus, script_run):
     folders = {ORACLE_LABEL: str(corpus / "oracle"), "final": str(corpus / "final")}
-    evaluation = evaluate.evaluate(folders, wav_list_folder=str(corpus / "lists"), num_workers=1)
-    assert evaluate.format_csv(evaluation) == (script_run[1] / "scores.csv").read_text()
+    evaluation = report.evaluate(folders, wav_list_folder=str(corpus / "lists"), num_workers=1)
+    assert report.format_csv(evaluation) == (script_run[1] / "scores.csv").read_text()
     summary = json.loads((script_run[1] / "summary.json").read_text())
-    assert evaluate.summarize(evaluation, oracle=ORACLE_LABEL) == summary
+    assert report.summarize(evaluation, oracle=ORACLE_LABEL) == summary
 
 
 def score(folder, **options):
     """Evaluation of a folder in this process."""
     options = {"metric_names": ["si_sdr"], "num_workers": 1, **options}
-    return evaluate.evaluate_folder(str(folder), label="final", **options)
+    return report.evaluate_folder(str(folder), label="final", **options)
 
 
 def means(evaluation):
-    return {system["label"]: system["means"] for system in evaluate.summarize(evaluation)["systems"]}
+    return {system["label"]: system["means"] for system in report.summarize(evaluation)["systems"]}
 
 
 def test_without_a_list_all_bin_files_are_scored_in_order_of_name(corpus):
@@ -247,7 +248,7 @@ def test_wavs_score_like_the_bin_files_they_were_rounded_from(corpus):
     for metric, mean in from_wavs["final"].items():
         assert mean == pytest.approx(from_bins["final"][metric], abs=0.01)
     folders = {"final": str(corpus / "final"), "wavs": str(corpus / "wavs")}
-    both = means(evaluate.evaluate(folders, **options, metric_names=["si_sdr"], num_workers=1))
+    both = means(report.evaluate(folders, **options, metric_names=["si_sdr"], num_workers=1))
     assert both["wavs"] == pytest.approx(from_wavs["final"], abs=1e-5)
 
 
@@ -276,7 +277,7 @@ def test_three_talkers(tmp_path):
     assert result.outputs == (2, 3, 1)
     assert result.scores["si_sdr"] == pytest.approx(metrics.si_sdr(estimates[[1, 2, 0]], references))
     assert result.frame_accuracy["frame_accuracy"] == 0.75
-    assert len(read_table(evaluate.format_csv(evaluation))) == 2 * 3
+    assert len(read_table(report.format_csv(evaluation))) == 2 * 3
 
 
 def test_what_cannot_be_scored_is_counted_and_left_out(tmp_path):
@@ -290,23 +291,23 @@ def test_what_cannot_be_scored_is_counted_and_left_out(tmp_path):
     broken[1, 7] = np.nan
     write_bin(tmp_path / "nan.bin", references, broken)
     evaluation = score(tmp_path, metric_names=["si_sdr", "pesq"])
-    summary = evaluate.summarize(evaluation)
+    summary = report.summarize(evaluation)
     mixture, final = summary["systems"]
     assert final["failures"] == {"si_sdr": 2, "si_sdri": 2, "pesq": 3}
     assert mixture["failures"] == {"si_sdr": 0, "si_sdri": 0, "pesq": 1}
     defined = [u["final"].scores["pesq"] for u in evaluation.utterances]
     assert final["means"]["pesq"] == pytest.approx(np.nanmean(defined), abs=1e-6)
     assert all(np.isfinite(list(system["means"].values())).all() for system in summary["systems"])
-    assert "SI-SDR 2, SI-SDRi 2, PESQ 3" in evaluate.format_table(summary)
+    assert "SI-SDR 2, SI-SDRi 2, PESQ 3" in report.format_table(summary)
     json.dumps(summary, allow_nan=False)
 
 
 def test_nothing_to_score_at_all_is_a_dash(tmp_path):
     references = talkers(2, 0)
     write_bin(tmp_path / "mute.bin", references, 0 * references)
-    summary = evaluate.summarize(score(tmp_path))
+    summary = report.summarize(score(tmp_path))
     assert summary["systems"][1]["means"] == {"si_sdr": None, "si_sdri": None}
-    assert "final         -        -  SI-SDR 2" in evaluate.format_table(summary)
+    assert "final         -        -  SI-SDR 2" in report.format_table(summary)
 
 
 def truncated(folder):
@@ -405,10 +406,10 @@ def test_systems_must_have_separated_the_same_mixtures(tmp_path):
         write_bin(tmp_path / folder / "u.bin", references, references)
     folders = {folder: str(tmp_path / folder) for folder in ("one", "two")}
     with pytest.raises(UserError, match="u: .*one and .*two hold different references"):
-        evaluate.evaluate(folders, metric_names=["si_sdr"], num_workers=1)
+        report.evaluate(folders, metric_names=["si_sdr"], num_workers=1)
     write_bin(tmp_path / "two" / "v.bin", references, references)
     with pytest.raises(UserError, match=r"one.v\.bin: no such file"):
-        evaluate.evaluate(folders, metric_names=["si_sdr"], num_workers=1)
+        report.evaluate(folders, metric_names=["si_sdr"], num_workers=1)
 
 
 def test_script_names_a_truncated_file_in_one_line(tmp_path):

@@ -14,16 +14,19 @@ import tensorflow as tf
 from keras import ops
 from tiny_deep_casa import FFT, HOP, RATE, nets, save
 
-from models import grouping, spectral
-from models.conv import portable_graphs
-from models.dense_unet import uncompress
+from models.deep_casa import grouping
+from models.deep_casa.dense_unet import uncompress
+from models.deep_casa.waveforms import DeepCasaSeparator
+from models.layers import spectral
+from models.layers.conv import portable_graphs
+from models.layers.waveforms import OneRecording
 from models.losses import permutations
-from models.spex_plus import VARIANTS, SpexPlus
-from models.waveform_separator import DeepCasaSeparator, OneRecording
-from nn import checkpoint, clustering
+from models.spex_plus.network import VARIANTS, SpexPlus
+from nn.checkpoints import ours as checkpoint
 from nn.export import FORMATS
-from nn.extraction import Extractor, frame_powers
-from nn.separate import Separator
+from nn.systems.deep_casa import clustering
+from nn.systems.separator import Separator
+from nn.systems.spex_plus.recordings import Extractor, frame_powers
 
 PACKAGES = ("tf2onnx", "onnx", "onnxruntime", "ai_edge_litert")
 needs_extra = pytest.mark.skipif(

@@ -11,11 +11,11 @@ import speech
 import tensorflow as tf
 from golden_case import Case
 
-from feat.files import UserError
-from models.spex_plus import VARIANTS, SpexPlus
-from nn import checkpoint
-from nn.extraction import Extractor
-from nn.separate import Separator
+from feat.base.files import UserError
+from models.spex_plus.network import VARIANTS, SpexPlus
+from nn.checkpoints import ours as checkpoint
+from nn.systems.separator import Separator
+from nn.systems.spex_plus.recordings import Extractor
 
 RATE = speech.RATE
 SIZES = dict(filters=8, bottleneck=6, units=10, embedding_dim=5, speaker_units=7, dilations=2, repeats=2, classes=3)

@@ -10,9 +10,10 @@ import pytest
 import soundfile
 import speech
 
-from feat import cache, feat_gen
-from feat.files import UserError
-from feat.lists import mixture_paths
+from feat.base.files import UserError
+from feat.corpora import cache
+from feat.corpora.features import FeatureSettings, mixture_length
+from feat.corpora.lists import mixture_paths
 
 FEATURES = "exp/deep_casa_wsj/feat"
 
@@ -124,9 +125,9 @@ def test_refuses_an_unusable_wav_by_name(corpus, spoil):
     line = speech.refuse(folder, "feat/feat_gen.py", num_workers=1)
     assert name in line and SPOILS[spoil] in line
     assert not feature_files(folder)
-    settings = feat_gen.FeatureSettings(str(folder / "data"), str(folder / FEATURES))
+    settings = FeatureSettings(str(folder / "data"), str(folder / FEATURES))
     with pytest.raises(UserError, match=SPOILS[spoil]):
-        feat_gen.mixture_length(settings, "tr", name)
+        mixture_length(settings, "tr", name)
 
 
 def test_refuses_a_mixture_below_one_window(corpus):

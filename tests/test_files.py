@@ -7,8 +7,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from feat import cache
-from feat.files import (
+from feat.base.files import (
     UserError,
     atomic_path,
     brief,
@@ -18,6 +17,7 @@ from feat.files import (
     size_text,
     write_text,
 )
+from feat.corpora import cache
 
 
 def test_what_stood_there_survives_a_failure(tmp_path):
@@ -31,7 +31,7 @@ def test_what_stood_there_survives_a_failure(tmp_path):
 
 
 def test_leftovers_of_a_killed_process_go_and_those_of_a_running_one_stay(tmp_path):
-    code = "import os, sys\nfrom feat.files import atomic_path\nwith atomic_path(sys.argv[1]): os.kill(os.getpid(), 9)"
+    code = "import os, sys\nfrom feat.base.files import atomic_path\nwith atomic_path(sys.argv[1]): os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed.npy")])
     (leftover,) = os.listdir(tmp_path)
     with atomic_path(str(tmp_path / "mine.npy")) as mine:

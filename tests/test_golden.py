@@ -30,10 +30,14 @@ from golden_case import (
 )
 from keras import ops
 
-from feat import audio, cache, dataset, lists, mixing, stft
-from feat.feat_gen import FeatureSettings, compute_features
-from models import conv, grouping, losses, norm, spectral
-from models.dense_unet import (
+from feat.batches import common
+from feat.batches import deep_casa as dataset
+from feat.corpora import cache, lists
+from feat.corpora.features import FeatureSettings, compute_features
+from feat.signals import audio, mixing, stft
+from models import losses
+from models.deep_casa import grouping
+from models.deep_casa.dense_unet import (
     DenseUNet,
     frequency_padding,
     leading_frames,
@@ -42,11 +46,16 @@ from models.dense_unet import (
     skip_crops,
     uncompress,
 )
-from nn import checkpoint, clustering, learning_rate, reference_checkpoint
-from nn.optimizers import make_optimizer
-from nn.seq_group import Decoder, SequentialGroupingObjective, to_signals
-from nn.simul_group import SimultaneousGrouping
-from nn.step import TrainStep
+from models.layers import conv, norm, spectral
+from nn.checkpoints import deep_casa, readers
+from nn.checkpoints import ours as checkpoint
+from nn.systems.deep_casa import clustering
+from nn.systems.deep_casa.seq import Decoder, SequentialGroupingObjective, to_signals
+from nn.systems.deep_casa.simul import SimultaneousGrouping
+from nn.training import loop, rules
+from nn.training.optimizers import make_optimizer
+from nn.training.step import TrainStep
+from nn.training.task import Epochs, LoopState
 
 GOLDEN_DIR = pathlib.Path(os.environ.get("GOLDEN_DIR", pathlib.Path(__file__).parent / "golden"))
 PROCEDURES = {}
@@ -83,7 +92,7 @@ def test_golden(path, tmp_path):
 def restore(model, weights, folder):
     """Sends a reference checkpoint through the reader of --resume_model."""
     prefix = write_saver_checkpoint(f"{folder}/reference/model.ckpt_step_1", weights)
-    checkpoint.load_for_inference(prefix, model.name, model)
+    readers.load_for_inference(prefix, model.name, model)
     return model
 
 
@@ -145,7 +154,7 @@ def stored_layout(spectra, leading, scales=4):
 
 def check_gradients(case, model, gradients):
     """Compares `grad/<reference name>`; a weight of ours may hold several of theirs."""
-    names = reference_checkpoint.reference_names(model)
+    names = deep_casa.reference_names(model)
     for variable, gradient in zip(model.trainable_variables, gradients):
         theirs = names[variable.path.split("/", 1)[1]]
         parts = [theirs] if isinstance(theirs, str) else theirs
@@ -186,7 +195,7 @@ def simultaneous_grouping(case, folder):
         case.check("cost", tf.reduce_mean(metrics["cost"]), case["loss/cost"])
         if case.named("grad"):
             check_gradients(case, model, gradients)
-        names = reference_checkpoint.reference_names(model)
+        names = deep_casa.reference_names(model)
         for path, value in moved.items():
             theirs = "out/after/" + str(names.get(path.split("/", 1)[1]))
             if theirs in case:
@@ -254,7 +263,7 @@ def first_probe_that_differs(case, model, run):
         .split("/", 1)[1]
         .removesuffix("/kernel")
         .removesuffix("/w")
-        for ours, theirs in reference_checkpoint.reference_names(model).items()
+        for ours, theirs in deep_casa.reference_names(model).items()
         if ours.endswith("kernel")
     }
     outputs = {}
@@ -521,14 +530,14 @@ def train_steps(case, folder):
     optimizer.build(model.trainable_variables)
     batch, _ = batch_of_features(case, causal)
     step = TrainStep(model, optimizer, objective, tf.distribute.get_strategy(), 1)
-    step.compile(dataset.free_lengths(batch))
+    step.compile(common.free_lengths(batch))
     history = [step([batch], case.config["lr"]) for _ in range(case.config["steps"])]
     loss, metrics = objective(batch, training=False)
     history.append({"loss": tf.reduce_mean(loss)} | {k: tf.reduce_mean(v) for k, v in metrics.items()})
     for theirs, ours in shown.items():
         case.check(theirs, [float(values[ours]) for values in history], case["out/" + theirs], UPDATE_TOLERANCE)
     after = {}
-    names = reference_checkpoint.reference_names(model)
+    names = deep_casa.reference_names(model)
     for ours, variable in checkpoint.weight_names(model.variables).items():
         theirs = np.atleast_1d(names.get(ours, []))
         parts = np.split(variable.numpy(), len(theirs), axis=-1) if len(theirs) else []
@@ -546,12 +555,12 @@ def lr_schedule(case, folder):
         stage_two, causal = run["script"].startswith("seq"), "causal" in run["script"]
         segments = run["steps_per_epoch"] is not None
         examples = run["steps_per_epoch"] * run["batch_size"] if segments else run["training_files"]
-        epochs = learning_rate.Epochs(examples, run["batch_size"], run["epochs"], whole=causal and not stage_two)
+        epochs = Epochs(examples, run["batch_size"], run["epochs"], whole=causal and not stage_two)
         rate, decay, patience, worst = (2.5e-4, 0.93, 3.9, 1000.0) if stage_two else (1e-4, 0.84, 5.9, -100.0)
-        rule = learning_rate.OriginalRule(epochs, rate, decay, patience)
-        state = learning_rate.LoopState(rate=rate, best_score=worst)
+        rule = rules.OriginalRule(epochs, rate, decay, patience)
+        state = LoopState(rate=rate, best_score=worst)
         scores, rates, saved = iter(case[run["validation"]]), [], []
-        learning_rate.run_epochs(
+        loop.run_epochs(
             epochs,
             rule,
             state,

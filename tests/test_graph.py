@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from feat.graph import compiled
+from feat.base.graph import compiled
 
 
 def test_operations_know_the_lines_of_the_project_alone():

@@ -17,9 +17,11 @@ import soundfile
 from speech import assert_same_batches, listed, refuse, run, succeed, voice
 from test_audio import write_as
 
-from feat import dataset, librispeech_mix, triplet_dataset, triplet_mixing, triplets
-from feat.audio import read_mono, read_pcm16, resample, resample_sinc, wav_info, write_pcm16
-from feat.files import UserError
+from feat import librispeech_mix
+from feat.base.files import UserError
+from feat.batches import common, spex_plus
+from feat.corpora import find, triplet_mixing, triplets
+from feat.signals.audio import read_mono, read_pcm16, resample, resample_sinc, wav_info, write_pcm16
 
 SCRIPT = "feat/librispeech_mix.py"
 RATE = 8000
@@ -322,7 +324,7 @@ def test_layouts_are_read_alike(made, tmp_path):
     assert [triplet.label for triplet in records] == [
         triplets.speakers_of(records).index(triplet.speaker) for triplet in records
     ]
-    plain = listed(triplet_dataset.evaluate(triplet_dataset.triplet_set(records, RATE)))
+    plain = listed(spex_plus.evaluate(spex_plus.triplet_set(records, RATE)))
     lists = {name: [] for name in ("mix", "ref", "aux")}
     for i, (triplet, batch) in enumerate(zip(records, plain)):
         paths = (triplet.mixture, triplet.target, *triplet.enrolments)
@@ -340,13 +342,13 @@ def test_layouts_are_read_alike(made, tmp_path):
         (tmp_path / f"{name}.scp").write_text("".join(lines))
     (tmp_path / "train.spk").write_text("".join(f"{s}\n" for s in triplets.speakers_of(records)))
     speakers = triplets.read_speakers(tmp_path / "train.spk")
-    by_lists = triplet_dataset.triplet_set(triplets.read_triplets(tmp_path, speakers), RATE)
-    assert_same_batches(listed(triplet_dataset.evaluate(by_lists)), plain)
+    by_lists = spex_plus.triplet_set(triplets.read_triplets(tmp_path, speakers), RATE)
+    assert_same_batches(listed(spex_plus.evaluate(by_lists)), plain)
 
     (tmp_path / "durations.txt").write_text("".join(f"utta{i} 0.75\nuttb{i} 9\n" for i in range(len(records))))
     durations = triplets.read_durations(tmp_path / "durations.txt")
-    cut = triplet_dataset.triplet_set(triplets.read_triplets(tmp_path, speakers, durations=durations), RATE)
-    for short, whole in zip(listed(triplet_dataset.evaluate(cut)), plain):
+    cut = spex_plus.triplet_set(triplets.read_triplets(tmp_path, speakers, durations=durations), RATE)
+    for short, whole in zip(listed(spex_plus.evaluate(cut)), plain):
         assert short["samples"] == 6000
         for kind in ("mixture", "target"):
             np.testing.assert_array_equal(short[kind], whole[kind][:, :6000])
@@ -357,7 +359,7 @@ def test_layouts_are_read_alike(made, tmp_path):
         moved = "".join(lines).replace(str(made), "/export/wsj0").replace(f"{tmp_path}/", "")
         (tmp_path / f"{name}.scp").write_text(moved)
     found = triplets.read_triplets(tmp_path, speakers, roots=[f"/export/wsj0/={made}", str(tmp_path)])
-    assert_same_batches(listed(triplet_dataset.evaluate(triplet_dataset.triplet_set(found, RATE))), plain)
+    assert_same_batches(listed(spex_plus.evaluate(spex_plus.triplet_set(found, RATE))), plain)
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
@@ -420,12 +422,12 @@ def test_a_folder_is_looked_at_anew(corpus, tmp_path):
 
 @pytest.fixture(scope="module")
 def tt(made):
-    return triplet_dataset.triplet_set(triplets.read_triplets(made / "tt"), RATE)
+    return spex_plus.triplet_set(triplets.read_triplets(made / "tt"), RATE)
 
 
 @pytest.fixture(scope="module")
 def pool(corpus):
-    return triplet_dataset.talker_pool(corpus, librispeech_mix.find_speakers(corpus), RATE)
+    return spex_plus.talker_pool(corpus, find.find_speakers(corpus), RATE)
 
 
 @pytest.fixture(params=["crops", "shortest", "chunks", "mixed"])
@@ -433,14 +435,14 @@ def pipeline(request, tt, pool):
     """epoch, seed, skip, share -> batches of 2."""
     given = dict(seed=5, epoch=0)
     if request.param == "crops":
-        return lambda **named: triplet_dataset.training_batches(
+        return lambda **named: spex_plus.training_batches(
             tt, 2, segment_samples=9000, enrolment_samples=8000, gain_db=(-6, 6), **given | named
         )
     if request.param == "shortest":
-        return lambda **named: triplet_dataset.shortest_batches(tt, 2, **given | named)
+        return lambda **named: spex_plus.shortest_batches(tt, 2, **given | named)
     if request.param == "chunks":
-        return lambda **named: triplet_dataset.chunk_batches(tt, 8000, 4000, 2, **given | named)
-    return lambda **named: triplet_dataset.mixed_batches(pool, 2, 4, 6000, **given | named)
+        return lambda **named: spex_plus.chunk_batches(tt, 8000, 4000, 2, **given | named)
+    return lambda **named: spex_plus.mixed_batches(pool, 2, 4, 6000, **given | named)
 
 
 def test_an_epoch_depends_on_seed_and_epoch_alone(pipeline):
@@ -457,7 +459,7 @@ def test_an_epoch_depends_on_seed_and_epoch_alone(pipeline):
 
 def test_shares_are_the_pieces_of_the_global_batch(pipeline):
     whole = listed(pipeline(epoch=1))
-    first, second = (listed(pipeline(epoch=1, share=dataset.Share(2, i, 1))) for i in range(2))
+    first, second = (listed(pipeline(epoch=1, share=common.Share(2, i, 1))) for i in range(2))
     joined = [{key: np.concatenate([x[key], y[key]]) for key in x} for x, y in zip(first, second, strict=True)]
     assert_same_batches(joined, whole)
 
@@ -471,7 +473,7 @@ def test_batches_are_what_they_say(pipeline):
         ) | dict.fromkeys(("samples", "enrolment_samples", "speaker", "index"), "int32")
         assert batch["mixture"].shape == batch["target"].shape
         assert batch["enrolment"].shape[1] == batch["enrolment_samples"].max()
-        specs = dataset.free_lengths({key: np.asarray(value) for key, value in batch.items()})
+        specs = common.free_lengths({key: np.asarray(value) for key, value in batch.items()})
         assert specs["enrolment"].shape.as_list() == [None, None]
         for mixture, samples in zip(batch["mixture"], batch["samples"]):
             assert np.any(mixture[:samples]) and not np.any(mixture[samples:])
@@ -479,8 +481,8 @@ def test_batches_are_what_they_say(pipeline):
 
 def test_one_gain_for_mixture_and_target(tt):
     """What is not the target keeps its size relative to the target, whatever the gain."""
-    plain = listed(triplet_dataset.training_batches(tt, 1, seed=0, epoch=0))
-    louder = listed(triplet_dataset.training_batches(tt, 1, seed=0, epoch=0, gain_db=(6, 12)))
+    plain = listed(spex_plus.training_batches(tt, 1, seed=0, epoch=0))
+    louder = listed(spex_plus.training_batches(tt, 1, seed=0, epoch=0, gain_db=(6, 12)))
     gains = []
     for a, b in zip(plain, louder, strict=True):
         gain = np.linalg.norm(b["mixture"]) / np.linalg.norm(a["mixture"])
@@ -491,9 +493,9 @@ def test_one_gain_for_mixture_and_target(tt):
 
 def test_chunks_hold_the_whole_mixture(tt):
     taken = {}
-    for batch in listed(triplet_dataset.chunk_batches(tt, 8000, 4000, 1, seed=0, epoch=0)):
+    for batch in listed(spex_plus.chunk_batches(tt, 8000, 4000, 1, seed=0, epoch=0)):
         taken.setdefault(int(batch["index"][0]), []).append(batch)
-    assert sum(map(len, taken.values())) == triplet_dataset.chunk_count(tt, 8000, 4000)
+    assert sum(map(len, taken.values())) == spex_plus.chunk_count(tt, 8000, 4000)
     for line, batches in taken.items():
         mixture, target = read_mono(tt.triplets[line].mixture), read_mono(tt.triplets[line].target)
         starts = []
@@ -503,12 +505,12 @@ def test_chunks_hold_the_whole_mixture(tt):
             np.testing.assert_array_equal(batch["target"][0], target[start : start + 8000])
             starts.append(start)
         assert set(np.diff(sorted(starts))) <= {4000} and min(starts) <= len(mixture) % 4000
-    assert triplet_dataset.chunks(3999, 8000, 4000, random.Random(0)) == []
+    assert spex_plus.chunks(3999, 8000, 4000, random.Random(0)) == []
 
 
 def test_evaluation_pads_to_the_longest_and_names_what_fills_up(tt):
-    alone = listed(triplet_dataset.evaluation_batches(tt))
-    batches = listed(triplet_dataset.evaluation_batches(tt, 2))
+    alone = listed(spex_plus.evaluation_batches(tt))
+    batches = listed(spex_plus.evaluation_batches(tt, 2))
     rows = [{key: value[i] for key, value in batch.items()} for batch in batches for i in range(2)]
     assert [row["index"] for row in rows] == [0, 1, 2, 3, 4, -1]
     for row, (batch) in zip(rows, alone):
@@ -518,7 +520,7 @@ def test_evaluation_pads_to_the_longest_and_names_what_fills_up(tt):
 
 
 def test_dynamic_mixtures_are_of_two_talkers_and_another_utterance(pool):
-    talkers, files, starts, lengths, ratios = triplet_dataset.draw_mixed_triplets(pool, 400, 6000, 0, (-3, 3), 0, 0)
+    talkers, files, starts, lengths, ratios = spex_plus.draw_mixed_triplets(pool, 400, 6000, 0, (-3, 3), 0, 0)
     talker_of = np.repeat(np.arange(6), PER_TALKER)
     assert (talker_of[files[:, 0]] == talkers).all() and (talker_of[files[:, 2]] == talkers).all()
     assert (talker_of[files[:, 1]] != talkers).all() and (files[:, 0] != files[:, 2]).all()
@@ -526,8 +528,8 @@ def test_dynamic_mixtures_are_of_two_talkers_and_another_utterance(pool):
     assert (starts >= 0).all() and (starts[:, 2] == 0).all()
     assert (starts[:, :2] + 6000 <= pool.files.samples[files[:, :2]]).all()
     given = dict(seed=0, epoch=0, snr_db=(-3, 3))
-    plain = listed(triplet_dataset.mixed_batches(pool, 4, 3, 6000, **given))
-    louder = listed(triplet_dataset.mixed_batches(pool, 4, 3, 6000, gain_db=(3, 6), **given))
+    plain = listed(spex_plus.mixed_batches(pool, 4, 3, 6000, **given))
+    louder = listed(spex_plus.mixed_batches(pool, 4, 3, 6000, gain_db=(3, 6), **given))
     for batch in plain + louder:
         target, noise = (np.sum(x**2, axis=1) for x in (batch["target"], batch["mixture"] - batch["target"]))
         assert (np.abs(10 * np.log10(target / noise)) < 3.01).all()
@@ -538,9 +540,9 @@ def test_dynamic_mixtures_are_of_two_talkers_and_another_utterance(pool):
 
 def test_both_talkers_of_a_dynamic_mixture_are_targets_in_turn(pool):
     given = dict(seed=3, epoch=1, snr_db=(-5, 5), both=True)
-    _, files, *_ = triplet_dataset.draw_mixed_triplets(pool, 8, 6000, 0, (-5, 5), 3, 1, both=True)
+    _, files, *_ = spex_plus.draw_mixed_triplets(pool, 8, 6000, 0, (-5, 5), 3, 1, both=True)
     talker_of = np.repeat(np.arange(6), PER_TALKER)
-    for batch, drawn in zip(listed(triplet_dataset.mixed_batches(pool, 4, 2, 6000, **given)), files.reshape(2, 4, 3)):
+    for batch, drawn in zip(listed(spex_plus.mixed_batches(pool, 4, 2, 6000, **given)), files.reshape(2, 4, 3)):
         mixture, target = batch["mixture"], batch["target"]
         for i in (0, 2):
             np.testing.assert_allclose(mixture[i], mixture[i + 1], atol=1e-6)
@@ -548,44 +550,44 @@ def test_both_talkers_of_a_dynamic_mixture_are_targets_in_turn(pool):
             assert batch["speaker"][i] != batch["speaker"][i + 1]
         assert (talker_of[drawn[:, 2]] == batch["speaker"]).all()
         assert (drawn[:, 2] != drawn[:, 0]).all()  # nobody enrols with what is in the mixture
-    ratios = triplet_dataset.draw_mixed_triplets(pool, 400, 6000, 0, (-5, 5), 3, 1, both=True)[4]
+    ratios = spex_plus.draw_mixed_triplets(pool, 400, 6000, 0, (-5, 5), 3, 1, both=True)[4]
     np.testing.assert_array_equal(ratios[::2], -ratios[1::2])
 
 
 def test_dynamic_mixing_needs_two_talkers_with_two_utterances(corpus):
-    paths = librispeech_mix.find_speakers(corpus)
+    paths = find.find_speakers(corpus)
     with pytest.raises(UserError, match="1 of 2 talkers"):
-        triplet_dataset.talker_pool(corpus, {"100": paths["100"], "101": paths["101"][:1]}, RATE)
+        spex_plus.talker_pool(corpus, {"100": paths["100"], "101": paths["101"][:1]}, RATE)
     with pytest.raises(UserError, match="talker 100 is not among the 1 classes"):
-        triplet_dataset.talker_pool(corpus, paths, RATE, speakers=["101"])
+        spex_plus.talker_pool(corpus, paths, RATE, speakers=["101"])
 
 
 def test_dynamic_mixing_leaves_out_what_can_enrol_nobody(corpus, tmp_path, capsys):
     """Short and silent utterances change nothing of what is drawn from the others."""
     paths = {talker: [str(corpus / path) for path in found] for talker, found in
-             librispeech_mix.find_speakers(corpus).items()}  # fmt: skip
+             find.find_speakers(corpus).items()}  # fmt: skip
     write_pcm16(tmp_path / "short.wav", voice(0, 1, 0.1), RATE)
     write_pcm16(tmp_path / "silent.wav", np.zeros(2 * RATE), RATE)
     others = [str(tmp_path / "short.wav"), str(tmp_path / "silent.wav")]
     more = paths | {"100": others[:1] + paths["100"] + others[1:], "200": paths["101"][:1] + others}
-    plain, mended = (triplet_dataset.talker_pool("", some, RATE, shortest=801) for some in (paths, more))
+    plain, mended = (spex_plus.talker_pool("", some, RATE, shortest=801) for some in (paths, more))
     assert mended.speakers == plain.speakers and mended.files.paths == plain.files.paths
     given = dict(seed=0, epoch=0)
-    assert_same_batches(*(listed(triplet_dataset.mixed_batches(pool, 4, 2, 6000, **given)) for pool in (plain, mended)))
+    assert_same_batches(*(listed(spex_plus.mixed_batches(pool, 4, 2, 6000, **given)) for pool in (plain, mended)))
     assert f"4 of {6 * PER_TALKER + 5} utterances are left out" in capsys.readouterr().out
     # Whoever is left out, all keep their numbers in a list that is given.
     speakers = ["105", "200", "104", "103", "nobody", "102", "101", "100"]
-    numbered = triplet_dataset.talker_pool("", more, RATE, speakers, shortest=801)
+    numbered = spex_plus.talker_pool("", more, RATE, speakers, shortest=801)
     assert numbered.speakers == speakers
     for both in (False, True):
-        labels, files, *_ = triplet_dataset.draw_mixed_triplets(numbered, 200, 6000, 0, (-5, 5), 0, 0, both)
+        labels, files, *_ = spex_plus.draw_mixed_triplets(numbered, 200, 6000, 0, (-5, 5), 0, 0, both)
         found = [files_of.split("/10")[1][0] for files_of in np.array(numbered.files.paths)[files[:, 0]]]
         assert found == [speakers[label][2] for label in labels] and len(set(labels)) == 6
-    (batch,) = listed(triplet_dataset.mixed_batches(numbered, 4, 1, 6000, **given))
-    drawn = triplet_dataset.draw_mixed_triplets(numbered, 4, 6000, 0, (0, 5), 0, 0)[0]
+    (batch,) = listed(spex_plus.mixed_batches(numbered, 4, 1, 6000, **given))
+    drawn = spex_plus.draw_mixed_triplets(numbered, 4, 6000, 0, (0, 5), 0, 0)[0]
     np.testing.assert_array_equal(batch["speaker"], drawn)
     with pytest.raises(UserError, match="1 of 2 talkers have two utterances or more that are not silent"):
-        triplet_dataset.talker_pool("", {name: more[name] for name in ("100", "200")}, RATE, shortest=801)
+        spex_plus.talker_pool("", {name: more[name] for name in ("100", "200")}, RATE, shortest=801)
 
 
 def test_other_rates_are_resampled_or_refused(tmp_path):
@@ -595,8 +597,8 @@ def test_other_rates_are_resampled_or_refused(tmp_path):
     paths = {name: str(tmp_path / f"{name}.wav") for name in signals}
     record = triplets.Triplet("one", paths["mixture"], paths["target"], (paths["enrolment"],), "a", 0)
     for parity, change in ((False, resample), (True, resample_sinc)):
-        some = triplet_dataset.triplet_set([record], RATE, parity=parity)
-        (batch,) = listed(triplet_dataset.evaluate(some))
+        some = spex_plus.triplet_set([record], RATE, parity=parity)
+        (batch,) = listed(spex_plus.evaluate(some))
         for name, path in paths.items():
             expected = change(read_mono(path), 22050, RATE)
             np.testing.assert_allclose(batch[name][0], expected, atol=1e-6)
@@ -604,7 +606,7 @@ def test_other_rates_are_resampled_or_refused(tmp_path):
             np.testing.assert_allclose(batch[name][0][500:-500], clean[500:-500], atol=0.02)
         assert batch["samples"] == len(expected)
     with pytest.raises(UserError, match="22050 Hz, 8000 Hz is needed"):
-        triplet_dataset.triplet_set([record], RATE, resampled=False)
+        spex_plus.triplet_set([record], RATE, resampled=False)
 
 
 @pytest.mark.parametrize("kind", ["extensible", "chunks", "streamed", "RIFX", "RF64", "FLAC"])
@@ -619,8 +621,8 @@ def test_wavs_of_all_kinds_give_the_same(made, tmp_path, kind):
         # Of several channels the first counts.
         speech = read_pcm16(before.enrolments[0])
         write_as(after.enrolments[0], np.stack([speech, speech[::-1]], axis=1), kind)
-    ours, theirs = (triplet_dataset.triplet_set(some, RATE) for some in (changed, records))
-    for make in (triplet_dataset.evaluation_batches, lambda some: triplet_dataset.training_batches(
+    ours, theirs = (spex_plus.triplet_set(some, RATE) for some in (changed, records))
+    for make in (spex_plus.evaluation_batches, lambda some: spex_plus.training_batches(
         some, 2, 0, 0, segment_samples=3000, enrolment_samples=5000
     )):  # fmt: skip
         assert make(ours).element_spec == make(theirs).element_spec
@@ -630,8 +632,8 @@ def test_wavs_of_all_kinds_give_the_same(made, tmp_path, kind):
 def test_a_file_that_went_bad_is_named(made, tmp_path, corpus):
     succeed(tmp_path, SCRIPT, **flags_for(corpus, tmp_path / "set", nfiles=2))
     records = triplets.read_triplets(tmp_path / "set")
-    some = triplet_dataset.triplet_set(records, RATE)
+    some = spex_plus.triplet_set(records, RATE)
     with open(records[1].target, "r+b") as file:
         file.truncate(1000)
     with pytest.raises(UserError, match=os.path.basename(records[1].target)):
-        list(triplet_dataset.evaluate(some))
+        list(spex_plus.evaluate(some))

@@ -2,9 +2,9 @@
 
 import pytest
 
-from feat import lists
-from feat.files import UserError
-from feat.lists import MixtureLine
+from feat.base.files import UserError
+from feat.corpora import lists
+from feat.corpora.lists import MixtureLine
 
 PUBLISHED = "wsj0/si_tr_s/01t/01to030v.wav 0.76421 wsj0/si_tr_s/20g/20ga010m.wav -0.76421 \n"
 

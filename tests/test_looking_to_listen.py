@@ -10,17 +10,20 @@ import tensorflow as tf
 from audio_visual_corpus import RATE, SIZE, write_corpus
 from speech import assert_same_batches, listed, refuse, refuse_once, succeed, voice
 
-from feat import audio_visual_dataset as data
-from feat.audio import read_mono
-from feat.files import UserError
+from feat.base.files import UserError
+from feat.batches import looking_to_listen
+from feat.signals.audio import read_mono
 from models import losses
-from models.compressed_spectra import KINDS, Frontend
-from models.conv import dilated_conv
-from models.looking_to_listen import LookingToListen
-from models.tiled_conv import tiled_conv
-from nn import audio_visual, checkpoint, learning_rate
-from nn.audio_visual import AudioVisualSeparator, generate_audio, separate_windows
-from nn.windows import Windows
+from models.layers.conv import dilated_conv
+from models.layers.tiled_conv import tiled_conv
+from models.looking_to_listen.network import LookingToListen
+from models.looking_to_listen.spectra import KINDS, Frontend
+from nn.checkpoints import ours as checkpoint
+from nn.recordings.windows import Windows
+from nn.systems.looking_to_listen import recordings
+from nn.systems.looking_to_listen.recordings import AudioVisualSeparator, generate_audio, separate_windows
+from nn.training import rules
+from nn.training.task import LoopState
 
 SCRIPT = "nn/looking_to_listen.py"
 SMALL = dict(channels=3, last_channels=2, video_channels=4, lstm_units=5, units=6, embedding_dim=SIZE)
@@ -110,8 +113,8 @@ def test_configuration_round_trips(model):
 
 
 def test_cyclic_rate_moves_in_validation_too_if_asked():
-    plain, moved = (learning_rate.CyclicRule(1.0, 10.0, 4, 2, extra) for extra in (0, 2))
-    state = learning_rate.LoopState
+    plain, moved = (rules.CyclicRule(1.0, 10.0, 4, 2, extra) for extra in (0, 2))
+    state = LoopState
     assert [plain.rate(state(step=i)) for i in (1, 5, 9)] == [1.0, 10.0, 1.0]
     assert moved.rate(state(step=3)) == plain.rate(state(step=5))
 
@@ -120,33 +123,37 @@ def test_cyclic_rate_moves_in_validation_too_if_asked():
 
 
 def test_mixtures_of_a_table_are_the_mean_of_their_talkers(corpus):
-    found = data.audio_visual_set(corpus, data.read_table(corpus / "val.csv"), 2, SIZE)
-    for batch in listed(data.evaluate(found)):
+    found = looking_to_listen.audio_visual_set(corpus, looking_to_listen.read_table(corpus / "val.csv"), 2, SIZE)
+    for batch in listed(looking_to_listen.evaluate(found)):
         np.testing.assert_allclose(batch["mixture"][0], batch["sources"][0].sum(axis=0), atol=1e-4)
         assert batch["embeddings"].shape == (1, 2, 25, SIZE)
 
 
 def test_mixing_depends_on_seed_and_epoch_alone(corpus):
-    pool = data.audio_visual_pieces(corpus, data.read_table(corpus / "train.csv"), 2, 2, SIZE)
+    pool = looking_to_listen.audio_visual_pieces(corpus, looking_to_listen.read_table(corpus / "train.csv"), 2, 2, SIZE)
     options = dict(batch_size=2, batches=4, seed=1, samples=RATE, drop_faces=0.5)
-    ours = listed(data.mixed_batches(pool, epoch=0, **options))
-    assert_same_batches(ours[1:], listed(data.mixed_batches(pool, epoch=0, skip=1, **options)))
-    assert not np.array_equal(ours[0]["mixture"], listed(data.mixed_batches(pool, epoch=1, **options))[0]["mixture"])
+    ours = listed(looking_to_listen.mixed_batches(pool, epoch=0, **options))
+    assert_same_batches(ours[1:], listed(looking_to_listen.mixed_batches(pool, epoch=0, skip=1, **options)))
+    assert not np.array_equal(
+        ours[0]["mixture"], listed(looking_to_listen.mixed_batches(pool, epoch=1, **options))[0]["mixture"]
+    )
     for batch in ours:
         np.testing.assert_allclose(batch["mixture"], batch["sources"].sum(axis=1), atol=1e-6)
         seen = np.abs(batch["embeddings"]).max(axis=(2, 3)) > 0
         assert seen.any(axis=1).all()
-    drawn = data.draw_mixtures(pool, 50, RATE, 0, 0)
+    drawn = looking_to_listen.draw_mixtures(pool, 50, RATE, 0, 0)
     # An error names these files, whatever the pieces of them are.
-    np.testing.assert_array_equal(data.draw_mixtures(pool, 50, 1, 0, 0, drop_faces=0.5).picked, drawn.picked)
+    np.testing.assert_array_equal(
+        looking_to_listen.draw_mixtures(pool, 50, 1, 0, 0, drop_faces=0.5).picked, drawn.picked
+    )
     assert (pool.videos[drawn.picked[:, 0]] != pool.videos[drawn.picked[:, 1]]).all()
 
 
 def test_a_face_moves_with_its_sound(corpus):
-    pool = data.audio_visual_pieces(corpus, data.read_table(corpus / "train.csv"), 2, 1, SIZE)
+    pool = looking_to_listen.audio_visual_pieces(corpus, looking_to_listen.read_table(corpus / "train.csv"), 2, 1, SIZE)
     options = dict(shift_images=10, gain_db=0.0)
-    drawn = data.draw_mixtures(pool, 4, RATE, 0, 0, **options)
-    batches = listed(data.mixed_batches(pool, 1, 4, 0, 0, samples=RATE, **options))
+    drawn = looking_to_listen.draw_mixtures(pool, 4, RATE, 0, 0, **options)
+    batches = listed(looking_to_listen.mixed_batches(pool, 1, 4, 0, 0, samples=RATE, **options))
     assert np.any(drawn.shifts[:, 0] > 0)
     for batch, shift in zip(batches, drawn.shifts[:, 0]):
         images = np.flatnonzero(np.abs(batch["embeddings"][0, 0]).max(axis=1))
@@ -156,22 +163,22 @@ def test_a_face_moves_with_its_sound(corpus):
 
 def test_what_is_wrong_with_the_data_is_named(corpus, tmp_path):
     bad = write_corpus(tmp_path / "bad", videos=2, parts=1)
-    rows = data.read_table(bad / "train.csv")
+    rows = looking_to_listen.read_table(bad / "train.csv")
     path = bad / rows[0].embeddings[0]
     np.save(path, np.zeros((25, SIZE + 1), np.float32))
     with pytest.raises(UserError, match=f"{path.name}: shape"):
-        data.audio_visual_set(bad, rows, 2, SIZE)
+        looking_to_listen.audio_visual_set(bad, rows, 2, SIZE)
     path.unlink()
     with pytest.raises(UserError, match=f"{path.name}: missing"):
-        data.audio_visual_pieces(bad, rows, 2, 2, SIZE)
+        looking_to_listen.audio_visual_pieces(bad, rows, 2, 2, SIZE)
     with pytest.raises(UserError, match="of 2 talkers, the network has 3 faces"):
-        data.audio_visual_set(corpus, data.read_table(corpus / "val.csv"), 3, SIZE)
+        looking_to_listen.audio_visual_set(corpus, looking_to_listen.read_table(corpus / "val.csv"), 3, SIZE)
     with pytest.raises(UserError, match="no column"):
         (bad / "val.csv").write_text("a,b\n1,2\n")
-        data.read_table(bad / "val.csv")
+        looking_to_listen.read_table(bad / "val.csv")
     (bad / "embed" / "embedder.json").unlink()
     with pytest.raises(UserError, match="embedder.json: no such file"):
-        data.require_embedder(bad, None, "")
+        looking_to_listen.require_embedder(bad, None, "")
 
 
 # Scripts --------------------------------------------------------------------------------------------
@@ -203,7 +210,7 @@ def test_scoring_goes_on_where_it_ended(trained):
     output = trained / "exp/looking_to_listen/output_val"
     whole = succeed(trained, SCRIPT, **flags)
     scores = (output / "scores/scores.csv").read_text()
-    row = data.read_table(trained / "av/val.csv")[1]
+    row = looking_to_listen.read_table(trained / "av/val.csv")[1]
     stem = row.embeddings[0].rsplit("/", 1)[1].removesuffix(".npy")
     refuse_once(trained, output / row.name / f"{stem}.wav", SCRIPT, **flags)
     printed = succeed(trained, SCRIPT, **flags | {"num_workers": 2})
@@ -224,8 +231,8 @@ def test_embeddings_of_another_embedder_are_refused(trained):
 
 def test_a_checkpoint_from_python(trained, tmp_path):
     prefix = str(trained / "exp/looking_to_listen/models/test/best")
-    loaded = audio_visual.load_model(prefix)
-    row = data.read_table(trained / "av/val.csv")[0]
+    loaded = recordings.load_model(prefix)
+    row = looking_to_listen.read_table(trained / "av/val.csv")[0]
     faces = [str(trained / "av" / path) for path in row.embeddings]
     mixture = trained / "av" / row.mixed
     voices = generate_audio(loaded, str(mixture), faces, output_dir=str(tmp_path / "out"))
@@ -237,14 +244,14 @@ def test_a_checkpoint_from_python(trained, tmp_path):
     with pytest.raises(UserError, match="embeddings of face 1: .* the network takes"):
         generate_audio(loaded, str(mixture), [np.zeros((5, 9), np.float32)])
     with pytest.raises(UserError, match="give their video"):
-        next(audio_visual.AudioVisual({"looking_to_listen": prefix}).separate(np.zeros(100), Windows(4, 2)))
+        next(recordings.AudioVisual({"looking_to_listen": prefix}).separate(np.zeros(100), Windows(4, 2)))
 
 
 def test_a_checkpoint_of_the_reference_separates(tmp_path):
     torch = pytest.importorskip("torch")
     settings = SMALL | {"frames": 298}
     source = LookingToListen(**settings, norm="time", mask="sigmoid", spectrogram="seed", levels="separate", fixed=True)
-    from nn.torch_checkpoint import catalyst_names
+    from nn.checkpoints.looking_to_listen import catalyst_names
 
     weights = checkpoint.weight_names(source.variables)
     state = {}
@@ -256,7 +263,7 @@ def test_a_checkpoint_of_the_reference_separates(tmp_path):
         both = state.pop(f"module.lstm.bias_l0{end}")
         state[f"module.lstm.bias_ih_l0{end}"], state[f"module.lstm.bias_hh_l0{end}"] = 0.25 * both, 0.75 * both
     torch.save({"model_state_dict": state, "epoch": 3}, tmp_path / "best_full.pth")
-    loaded = audio_visual.load_model(str(tmp_path / "best_full.pth"))
+    loaded = recordings.load_model(str(tmp_path / "best_full.pth"))
     generator = np.random.default_rng(0)
     inputs = generator.standard_normal((1, 298, 257, 2), np.float32), generator.standard_normal((1, 2, 75, SIZE))
     np.testing.assert_allclose(loaded.model(inputs), source(inputs), atol=1e-5)

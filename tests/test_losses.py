@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from feat import stft
-from models import losses, spectral
+from feat.signals import stft
+from models import losses
+from models.layers import spectral
 
 
 def random(*shape, seed=0):

@@ -10,7 +10,7 @@ import pytest
 from scipy.linalg import solve_toeplitz
 from scipy.signal import lfilter
 
-from nn import metrics
+from nn.scoring import metrics
 
 RATE = 8000
 

@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from feat import mixing
-from feat.files import UserError
+from feat.base.files import UserError
+from feat.signals import mixing
 
 RATE = 8000
 

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models import grouping, losses, spectral
-from models.dense_unet import DenseUNet
-from models.grouping import OnlineClustering, SequentialGrouping
-from nn import clustering
+from models import losses
+from models.deep_casa import grouping
+from models.deep_casa.dense_unet import DenseUNet
+from models.deep_casa.grouping import OnlineClustering, SequentialGrouping
+from models.layers import spectral
+from nn.systems.deep_casa import clustering
 
 SMALL_TCN = dict(blocks=2, dilations=2, units=6, bottleneck=5, embedding_dim=4)
 

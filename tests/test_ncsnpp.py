@@ -6,11 +6,12 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from feat.files import UserError
-from models import conv
-from models.cdiffuse import CDiffuse
-from models.ncsnpp import NONLINEARITIES, ScoreModel
-from nn import checkpoint, diffsep_checkpoint
+from feat.base.files import UserError
+from models.diffsep.cdiffuse import CDiffuse
+from models.diffsep.ncsnpp import NONLINEARITIES, ScoreModel
+from models.layers import conv
+from nn.checkpoints import diffsep, readers
+from nn.checkpoints import ours as checkpoint
 
 SMALL = dict(fft_size=62, hop_size=16, channels=8, multipliers=(1, 2), blocks=1, attention=(16,))
 
@@ -126,7 +127,7 @@ def trainer_file(path, model, sources=2, averages=True):
     torch = pytest.importorskip("torch")
     state = {}
     for name, variable in checkpoint.weight_names(model.variables).items():
-        array, theirs = np.asarray(variable), diffsep_checkpoint.ncsnpp_name(name)
+        array, theirs = np.asarray(variable), diffsep.ncsnpp_name(name)
         if array.ndim > 1 and ("Conv" in theirs or array.ndim == 4 or "output_layer" in theirs):
             array = array.reshape((1, 1, *array.shape)[-4:]).transpose(3, 2, 0, 1)
         elif ".NIN_" not in theirs:
@@ -155,23 +156,23 @@ def trainer_file(path, model, sources=2, averages=True):
 
 def test_trainer_file(model, tmp_path):
     path = trainer_file(tmp_path / "checkpoint.pt", model)
-    reader = checkpoint.open_reader(path)
+    reader = readers.open_reader(path)
     assert reader.system == "ncsnpp" and reader.config["model"]["sde"] == {"sigma_max": 0.5}
     restored = ScoreModel(**reader.settings())
-    checkpoint.load_for_inference(path, "ncsnpp", restored)
+    readers.load_for_inference(path, "ncsnpp", restored)
     np.testing.assert_array_equal(restored(*inputs()), model(*inputs()))
     with pytest.raises(UserError, match="separates 2 sources, the model of these flags 3"):
-        checkpoint.load_for_inference(path, "ncsnpp", ScoreModel(3, **SMALL))
+        readers.load_for_inference(path, "ncsnpp", ScoreModel(3, **SMALL))
 
 
 def test_averages_of_another_network(model, tmp_path):
     with pytest.raises(UserError, match="5 averaged weights"):
-        checkpoint.open_reader(trainer_file(tmp_path / "checkpoint.pt", model, averages=False))
+        readers.open_reader(trainer_file(tmp_path / "checkpoint.pt", model, averages=False))
 
 
 def test_refused_settings():
     for wrong in ({"embedding_type": "positional"}, {"progressive": "residual"}, {"resblock_type": "ddpm"}):
         with pytest.raises(UserError, match="the reference itself"):
-            diffsep_checkpoint.backbone_settings(wrong)
+            diffsep.backbone_settings(wrong)
     with pytest.raises(ValueError, match="cannot be halved"):
         ScoreModel(fft_size=510, multipliers=(1,) * 10, channels=4)

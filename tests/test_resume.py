@@ -15,9 +15,13 @@ import pytest
 import speech
 import tiny_deep_casa
 
-from feat.files import UserError
-from nn import checkpoint, learning_rate, reference_checkpoint
-from nn.optimizers import make_optimizer
+from feat.base.files import UserError
+from nn.checkpoints import deep_casa, readers
+from nn.checkpoints import ours as checkpoint
+from nn.training import rules
+from nn.training.loop import run_epochs
+from nn.training.optimizers import make_optimizer
+from nn.training.task import Epochs, LoopState
 
 EXP = "exp/deep_casa_wsj"
 SIMUL = speech.SIMUL | dict(epoch=3, save_steps=2, batch_size=2)
@@ -208,7 +212,7 @@ def test_refuses_steps_of_another_size(folder):
         names.write_text(whole)
     assert "going on at step 5 of" in speech.succeed(folder, "nn/seq_group.py", time_stamp="size", **SEQ)
     # Elsewhere it goes on, where that is asked for, after as many epochs.
-    reader = checkpoint.open_reader(str(prefix(folder, "seq", 5)))
+    reader = readers.open_reader(str(prefix(folder, "seq", 5)))
     assert [checkpoint.training_state(reader, steps)["step"] for steps in (4, 2, 8)] == [5, 3, 9]
 
 
@@ -277,12 +281,12 @@ def test_a_checkpoint_that_may_not_be_read_is_not_passed_over(folder, suffix):
 
 def test_the_first_validation_is_marked_best():
     """Also where it is worse than what the original starts with, whose bookkeeping stays as it is."""
-    epochs, marked = learning_rate.Epochs(1, 1, 5, whole=True), []
-    state = learning_rate.LoopState(rate=1.0, best_score=1000.0)
+    epochs, marked = Epochs(1, 1, 5, whole=True), []
+    state = LoopState(rate=1.0, best_score=1000.0)
     scores = iter([5000.0, 6000.0, 4000.0, 900.0, 1000.0, 950.0])
-    learning_rate.run_epochs(
+    run_epochs(
         epochs,
-        learning_rate.ConstantRule(1.0),
+        rules.ConstantRule(1.0),
         state,
         train_step=lambda step, rate: None,
         validate=lambda step: next(scores),
@@ -304,11 +308,11 @@ def test_steps_of_adam_in_a_checkpoint_of_the_original(steps, trained, given):
     powers = {"beta1_power": np.float32(0.9 ** (steps + 1)), "beta2_power": np.float32(trained ** (steps + 1))}
     ours = {weight.path.split("/", 1)[1]: weight for weight in model.trainable_variables}
     stored = dict(powers)
-    for name, theirs in reference_checkpoint.reference_names(model).items():
+    for name, theirs in deep_casa.reference_names(model).items():
         parts = np.atleast_1d(theirs)
         for part, array in zip(parts, np.split(ours[name].numpy(), len(parts), axis=-1)):
             stored |= {part: array, part + "/Adam": 0 * array, part + "/Adam_1": 0 * array}
-    assert reference_checkpoint.restore_slots(stored.get, stored, model, optimizer)
+    assert deep_casa.restore_slots(stored.get, stored, model, optimizer)
     found = int(optimizer.iterations)
     # So many that no power tells, nor has any effect, are not told apart.
     assert found == steps or (steps == 5000 and found > 800 and not trained == given == 0.999)

@@ -10,10 +10,11 @@ import soundfile
 import speech
 from golden_case import write_saver_checkpoint
 
-from feat import cache
-from feat.lists import mixture_paths
-from models.dense_unet import DenseUNet
-from nn import checkpoint, reference_checkpoint
+from feat.corpora import cache
+from feat.corpora.lists import mixture_paths
+from models.deep_casa.dense_unet import DenseUNet
+from nn.checkpoints import deep_casa
+from nn.checkpoints import ours as checkpoint
 
 EXP = "exp/deep_casa_wsj"
 SIMUL = speech.SIMUL | dict(epoch=1)
@@ -166,7 +167,7 @@ def test_training_goes_on_from_the_originals_checkpoint_with_its_moments(pipelin
     arrays = {"beta1_power": np.float32(0.9**8), "beta2_power": np.float32(0.999**8)} if kind == "adam" else {}
     slots = {"adam": ["Adam", "Adam_1"], "momentum": ["Momentum"]}[kind]
     for weight in model.trainable_variables:
-        names = reference_checkpoint.reference_names(model)[weight.path.split("/", 1)[1]]
+        names = deep_casa.reference_names(model)[weight.path.split("/", 1)[1]]
         names = [names] if isinstance(names, str) else names
         for name in names:
             shape = (*weight.shape[:-1], weight.shape[-1] // len(names))
@@ -331,7 +332,8 @@ def test_names_a_truncated_feature_file(pipeline, kind):
 def test_names_a_file_that_goes_bad_during_training(pipeline, monkeypatch, on_the_fly):
     """The file is cut after the check at the start, when the optimiser is made."""
     folder, lists = pipeline
-    from nn import train
+    from nn.training import flags as training_flags
+    from nn.training import loop as train
 
     name = lists["tr"][1]
     path = (
@@ -340,7 +342,7 @@ def test_names_a_file_that_goes_bad_during_training(pipeline, monkeypatch, on_th
         else cache.feature_path(str(folder / EXP / "feat"), "tr", name)
     )
     whole = open(path, "rb").read()
-    options = train.options_from_flags
+    options = training_flags.options_from_flags
 
     def cut(strategy, task, **named):
         os.truncate(path, len(whole) // 2)

@@ -9,10 +9,11 @@ import soundfile
 import speech
 from tiny_deep_casa import nets, save
 
-from feat.audio import read_blocks, resample, resample_blocks
+from feat.signals.audio import read_blocks, resample, resample_blocks
 from models.losses import permutations
-from nn import clustering
-from nn.separate import Separator
+from nn.recordings.windows import best_order
+from nn.systems.deep_casa import clustering
+from nn.systems.separator import Separator
 
 EXP = "exp/deep_casa_wsj/models"
 
@@ -300,4 +301,4 @@ def test_talkers_keep_their_places_although_windows_turn(talkers):
 def test_best_order():
     x = np.random.default_rng(0).standard_normal((3, 50))
     for order in permutations(3):
-        np.testing.assert_array_equal(x[order][clustering.best_order(x, x[order])], x)
+        np.testing.assert_array_equal(x[order][best_order(x, x[order])], x)

@@ -9,12 +9,11 @@ import pytest
 import soundfile
 import speech
 
-from feat.audio import write_pcm16
-from feat.avspeech import boxes, embedders
-from feat.avspeech import talking_faces as talking
+from feat.avspeech import boxes, embedders, talking_faces
 from feat.avspeech.video import read_frames, read_sound, video_info, write_video
-from models.looking_to_listen import LookingToListen
-from nn import checkpoint
+from feat.signals.audio import write_pcm16
+from models.looking_to_listen.network import LookingToListen
+from nn.checkpoints import ours as checkpoint
 
 SCRIPT = "nn/separate.py"
 RATE = 16000
@@ -35,7 +34,7 @@ def folder(tmp_path_factory):
     checkpoint.write_config(str(models), "looking_to_listen", model, embedder=card, sample_rate=RATE)
     checkpoint.mark_best(prefix)
     voices = [(f"t{k}", "mfm"[k], speech.voice(k, k, 2.4, RATE)) for k in range(3)]
-    talking.write_conversation(str(folder / "talk.mp4"), voices, leaves={1: (0.8, 1.2), 2: (0.7, 2.4)})
+    talking_faces.write_conversation(str(folder / "talk.mp4"), voices, leaves={1: (0.8, 1.2), 2: (0.7, 2.4)})
     return folder
 
 

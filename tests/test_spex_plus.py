@@ -15,18 +15,21 @@ import speech
 import tensorflow as tf
 from golden_case import Case
 
-from feat.audio import write_pcm16
-from feat.files import UserError
-from feat.triplets import part_stem, triplet_paths
+from feat.base.files import UserError
+from feat.corpora.triplets import part_stem, triplet_paths
+from feat.signals.audio import write_pcm16
 from models import losses
-from models.conv_tasnet import prelu
-from models.spex_plus import BRANCHES, VARIANTS, SpexPlus
-from nn import checkpoint, presence, torch_checkpoint
-from nn.extraction import Extractor, match_level
-from nn.optimizers import make_optimizer
-from nn.reference_config import read_reference_config
-from nn.spex_plus import TargetExtraction
-from nn.step import TrainStep
+from models.layers.conv_tasnet import prelu
+from models.spex_plus.network import BRANCHES, VARIANTS, SpexPlus
+from nn.checkpoints import ours as checkpoint
+from nn.checkpoints import readers
+from nn.checkpoints import torch_file as torch_checkpoint
+from nn.checkpoints.spex_plus_config import read_reference_config
+from nn.systems.spex_plus import presence
+from nn.systems.spex_plus.recordings import Extractor, match_level
+from nn.systems.spex_plus.training import TargetExtraction
+from nn.training.optimizers import make_optimizer
+from nn.training.step import TrainStep
 
 RATE = speech.RATE
 SIZES = dict(filters=8, bottleneck=6, units=10, embedding_dim=5, speaker_units=7, dilations=2, repeats=2, classes=3)
@@ -235,21 +238,21 @@ def torch_file(tmp_path):
 
 def test_torch_checkpoint(torch_file, tmp_path):
     path, case = torch_file
-    reader = checkpoint.open_reader(path)
+    reader = readers.open_reader(path)
     settings = reader.settings()
     model = SpexPlus(**settings)
-    checkpoint.load_for_inference(path, "spex_plus", model)
+    readers.load_for_inference(path, "spex_plus", model)
     outputs = model({"mixture": case["in/audio"], "enrolment": case["in/ref"]})
     case.check("short", outputs["short"], case["out/short"])
     other = SpexPlus(**settings | {"classes": 9})
     with pytest.raises(UserError, match="tells 5 speakers apart, the model of these flags 9; give --classes 5"):
-        checkpoint.load_for_inference(path, "spex_plus", other)
+        readers.load_for_inference(path, "spex_plus", other)
     checkpoint.restore_weights(reader, "spex_plus", other, may_differ=("classifier",))
     case.check("short", other({"mixture": case["in/audio"], "enrolment": case["in/ref"]})["short"], case["out/short"])
     broken = tmp_path / "broken.pth"
     broken.write_bytes(open(path, "rb").read()[:5000])
     with pytest.raises(UserError, match="download it again"):
-        checkpoint.open_reader(str(broken))
+        readers.open_reader(str(broken))
 
 
 def test_torch_optimizer_goes_on(tmp_path):
@@ -278,7 +281,7 @@ def test_torch_optimizer_goes_on(tmp_path):
     weights = {name: x for name, x in weights.items() if name not in names}  # what is left is saved as it is
     path = save("checkpoint.pth", parameters, epoch=3, optimizer=theirs.state_dict())
     step()
-    reader = checkpoint.open_reader(path)
+    reader = readers.open_reader(path)
     assert checkpoint.training_state(reader, 10) == {"step": 31, "rate": 2e-3}
     model, holder = SpexPlus(**reader.settings()), SpexPlus(**reader.settings())
     optimizer = make_optimizer("adam", 2e-3)
@@ -286,9 +289,9 @@ def test_torch_optimizer_goes_on(tmp_path):
     checkpoint.restore_weights(reader, "spex_plus", model)
     assert checkpoint.restore_optimizer(reader, model, optimizer)
     gradients = save("gradients.pth", [parameter.grad for parameter in parameters])
-    checkpoint.load_for_inference(gradients, "spex_plus", holder)
+    readers.load_for_inference(gradients, "spex_plus", holder)
     optimizer.update([tf.constant(weight.numpy()) for weight in holder.trainable_variables], tf.constant(2e-3))
-    checkpoint.load_for_inference(save("after.pth", parameters), "spex_plus", holder)
+    readers.load_for_inference(save("after.pth", parameters), "spex_plus", holder)
     for ours, wanted in zip(model.trainable_variables, holder.trainable_variables):
         np.testing.assert_allclose(ours.numpy(), wanted.numpy(), rtol=1e-5, atol=1e-6, err_msg=ours.path)
 
@@ -298,7 +301,7 @@ def test_torch_checkpoint_without_torch(tmp_path, monkeypatch):
     path.write_bytes(b"PK\x03\x04 and more")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"pip install \"deep-casa\[convert\]\""):
-        checkpoint.open_reader(str(path))
+        readers.open_reader(str(path))
 
 
 # The script ---------------------------------------------------------------------------------------
@@ -640,7 +643,7 @@ def test_torch_checkpoint_that_is_of_no_use(tmp_path, spoil, said):
     weights = {name: torch.tensor(value) for name, value in case.weights().items()}
     torch.save({"state_dict": spoil(weights)}, tmp_path / "checkpoint.pth")
     with pytest.raises(UserError, match=re.escape(said)):
-        reader = checkpoint.open_reader(str(tmp_path / "checkpoint.pth"))
+        reader = readers.open_reader(str(tmp_path / "checkpoint.pth"))
         checkpoint.restore_weights(reader, "spex_plus", SpexPlus(**reader.settings()))
 
 

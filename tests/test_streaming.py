@@ -12,13 +12,14 @@ import soundfile
 import speech
 import tensorflow as tf
 
-from feat.stft import istft, stft
-from models.dense_unet import DenseUNet
-from models.grouping import OnlineClustering, SequentialGrouping
-from models.streaming import StreamingSeparator
-from nn import checkpoint, clustering
-from nn.separate import Separator
-from nn.streams import compile_step
+from feat.signals.stft import istft, stft
+from models.deep_casa.dense_unet import DenseUNet
+from models.deep_casa.grouping import OnlineClustering, SequentialGrouping
+from models.deep_casa.streaming import StreamingSeparator
+from nn.checkpoints import ours as checkpoint
+from nn.recordings.streams import compile_step
+from nn.systems.deep_casa import clustering
+from nn.systems.separator import Separator
 
 FFT, HOP = 32, 8
 RATE = 8000

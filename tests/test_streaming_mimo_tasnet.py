@@ -10,15 +10,16 @@ import speech
 from golden_case import Case
 from test_streaming import in_blocks, live, random_sizes, recording
 
-from feat.audio import resample
-from feat.parallel import progress
-from models.mimo_tasnet import MimoTasnet
-from models.streaming_mimo_tasnet import StreamingBinaural
-from nn import checkpoint, torch_checkpoint
+from feat.base.parallel import progress
+from feat.signals.audio import resample
+from models.binaural_tasnet.network import MimoTasnet
+from models.binaural_tasnet.streaming import StreamingBinaural
+from nn.checkpoints import binaural_tasnet, readers
+from nn.checkpoints import ours as checkpoint
 from nn.demo import separate_recording
-from nn.separate import Separator
-from nn.streams import compile_step
-from nn.windows import join
+from nn.recordings.streams import compile_step
+from nn.recordings.windows import join
+from nn.systems.separator import Separator
 
 SIZES = dict(filters=6, bottleneck=5, units=8, dilations=3, repeats=2)
 CAUSAL = dict(causal=True, norm="channel")
@@ -262,7 +263,7 @@ def speechbrain(folder):
         for name, loss, factor in (("CKPT+a+00", -3.5, 1.0), ("CKPT+b+00", -1.25, 2.0)):
             checkpoint_folder = folder / run / "save" / name
             checkpoint_folder.mkdir(parents=True)
-            for part, path in torch_checkpoint.part_files(checkpoint_folder).items():
+            for part, path in binaural_tasnet.part_files(checkpoint_folder).items():
                 own = {k.split(".", 1)[1]: torch.tensor(factor * x) for k, x in weights.items() if k.startswith(part)}
                 torch.save(own, path)
             (checkpoint_folder / "CKPT.yaml").write_text(f"end-of-epoch: true\nsnr: {loss}\n")
@@ -271,8 +272,8 @@ def speechbrain(folder):
 
 def assert_separates_as(wiring, source):
     """As the network of the best checkpoint does with silence behind the recording."""
-    model = MimoTasnet(**checkpoint.open_reader(source).settings() | {"wiring": wiring})
-    checkpoint.load_for_inference(source, "mimo_tasnet", model)
+    model = MimoTasnet(**readers.open_reader(source).settings() | {"wiring": wiring})
+    readers.load_for_inference(source, "mimo_tasnet", model)
     samples = ears(4003)
     silence = (-(-4003 // model.hop) + 2) * model.hop - 4003
     expected = whole_file(model, np.pad(samples, ((0, 0), (0, silence))))[..., :4003]

@@ -9,13 +9,13 @@ import soundfile
 import speech
 from test_streaming import assert_close, in_blocks, random_sizes, recording
 
-from feat.audio import read_resampled
-from models.spex_plus import VARIANTS, SpexPlus
-from models.streaming_tasnet import StreamingExtractor
-from nn import checkpoint
-from nn.extraction import Extractor, RunningGain
-from nn.separate import Separator
-from nn.streams import compile_step
+from feat.signals.audio import read_resampled
+from models.spex_plus.network import VARIANTS, SpexPlus
+from models.spex_plus.streaming import StreamingExtractor
+from nn.checkpoints import ours as checkpoint
+from nn.recordings.streams import compile_step
+from nn.systems.separator import Separator
+from nn.systems.spex_plus.recordings import Extractor, RunningGain
 
 SIZES = dict(filters=8, bottleneck=6, units=10, embedding_dim=5, speaker_units=7, dilations=3, repeats=2, classes=3)
 WINDOWS = (20, 80, 160)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from feat.files import UserError
-from feat.talkers import find_genders, gender_labels, read_genders
-from nn.score_groups import label_talkers
+from feat.base.files import UserError
+from feat.corpora.talkers import find_genders, gender_labels, read_genders
+from nn.scoring.score_groups import label_talkers
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from feat import voices
-from feat.audio import read_pcm16, wav_info
-from feat.files import UserError
-from feat.lists import SETS, mixture_paths, read_mixture_lines, read_names
-from feat.sentences import SENTENCES
+from feat.base.files import UserError
+from feat.corpora import voices
+from feat.corpora.lists import SETS, mixture_paths, read_mixture_lines, read_names
+from feat.corpora.sentences import SENTENCES
+from feat.signals.audio import read_pcm16, wav_info
 
-SCRIPT = Path(voices.__file__)
+SCRIPT = Path(voices.__file__).parent.parent / "voices.py"
 TALKERS = {"tr": 4, "cv": 2, "tt": 3}
 MIXTURES = {"tr": 6, "cv": 2, "tt": 3}
 FLAGS = [

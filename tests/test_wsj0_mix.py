@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from feat import wsj0_mix
-from feat.audio import read_mono, read_pcm16, wav_info, write_pcm16
-from feat.files import UserError
-from feat.lists import SETS, mixture_paths, read_mixture_lines, read_names
-from feat.mixing import active_level
-from feat.mixture_tree import MixtureTree, measure_level
+from feat.base.files import UserError
+from feat.corpora import find
+from feat.corpora.lists import SETS, mixture_paths, read_mixture_lines, read_names
+from feat.corpora.mixture_tree import MixtureTree, measure_level
+from feat.signals.audio import read_mono, read_pcm16, wav_info, write_pcm16
+from feat.signals.mixing import active_level
 
 LINES_2 = """wsj0/si_tr_s/01t/01to030v.wav 1.9857 wsj0/si_tr_s/02e/02eo0306.wav -1.9857
 wsj0/si_tr_s/02e/02eo0306.wav 6.9829e-05 wsj0/si_tr_s/20g/20go010e.wav -6.9829e-05
@@ -190,7 +191,7 @@ def test_what_is_missing_is_named(wsj0, extension, said):
 
 def test_no_folder_of_wsj0(wsj0):
     with pytest.raises(UserError, match="no folder wsj0"):
-        wsj0_mix.find_wsj0(wsj0 / "lists")
+        find.find_wsj0(wsj0 / "lists")
 
 
 def test_flags_that_make_no_sense(wsj0):
@@ -253,12 +254,12 @@ def test_drawing_needs_enough_talkers_and_sound_flags(readers, tmp_path):
 def test_folders_that_cannot_be_drawn_from(readers, tmp_path):
     shares = {"tr": 0.8, "cv": 0.1, "tt": 0.1}
     with pytest.raises(UserError, match="--corpus_root"):
-        wsj0_mix.find_utterances(tmp_path / "nowhere", 0, shares)
+        find.find_utterances(tmp_path / "nowhere", 0, shares)
     with pytest.raises(UserError, match="no talker"):
-        wsj0_mix.find_utterances(readers / "3" / "77", 0, shares)
+        find.find_utterances(readers / "3" / "77", 0, shares)
     (readers / "3" / "77").rename(readers / "3" / "77 b")
     with pytest.raises(UserError, match="blanks"):
-        wsj0_mix.find_utterances(readers, 0, shares)
+        find.find_utterances(readers, 0, shares)
 
 
 def test_killed_and_started_again(readers, tmp_path):

@@ -4,9 +4,9 @@ import os
 
 import tensorflow as tf
 
-from models.dense_unet import DenseUNet
-from models.grouping import SequentialGrouping
-from nn import checkpoint
+from models.deep_casa.dense_unet import DenseUNet
+from models.deep_casa.grouping import SequentialGrouping
+from nn.checkpoints import ours as checkpoint
 
 RATE, FFT, HOP = 8000, 64, 32
 

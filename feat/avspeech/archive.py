@@ -9,14 +9,14 @@ import glob
 import os
 import zipfile
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 from absl import flags
 
 from feat.avspeech.clips import AUDIO, CLIP_END, EMBED, MIXED
 from feat.avspeech.noise import NOISE
-from feat.files import UserError, atomic_path, require_free_bytes
-from feat.parallel import progress
+from feat.base.files import UserError, atomic_path, require_free_bytes
+from feat.base.parallel import progress
 
 PACKED = (f"{AUDIO}/*.wav", f"{MIXED}/*.wav", f"{EMBED}/*.npy", f"{EMBED}/*.json", f"{NOISE}/*.wav", "*.csv")
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from feat.avspeech.clips import FRAME_RATE
-from feat.files import UserError, write_text
+from feat.base.files import UserError, write_text
 
 HEADER = "frame,face,x1,y1,x2,y2"
 
@@ -42,20 +42,6 @@ def by_frame(lines):
     for n, face, *box in lines:
         frames.setdefault(int(n), {})[int(face)] = np.array(box, np.float64)
     return frames
-
-
-def areas(boxes):
-    """[n] of [n, 4]."""
-    boxes = np.reshape(boxes, (-1, 4))
-    return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
-
-
-def overlaps(ones, others):
-    """Intersection over union of [n, 4] and [m, 4]: [n, m]."""
-    ones, others = np.reshape(ones, (-1, 1, 4)), np.reshape(others, (1, -1, 4))
-    corner, end = np.maximum(ones[..., :2], others[..., :2]), np.minimum(ones[..., 2:], others[..., 2:])
-    common = np.prod(np.maximum(end - corner, 0), axis=-1)
-    return common / np.maximum(areas(ones)[:, None] + areas(others)[None] - common, 1e-9)
 
 
 def holding(boxes, x, y):

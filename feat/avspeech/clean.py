@@ -10,14 +10,14 @@ that layout may want.
 
 import os
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 from absl import flags
 
 from feat.avspeech import tables
 from feat.avspeech.clips import part_of, read_corrupt, stem_of
 from feat.avspeech.mix import REFERENCE_PREFIX, place
-from feat.files import UserError
+from feat.base.files import UserError
 
 
 def corrupt_pieces(data_folder):

@@ -18,7 +18,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from feat.files import UserError, write_text
+from feat.base.files import UserError, write_text
 
 FRAME_RATE = 25  # frames/s
 SAMPLE_RATE = 16000  # Hz

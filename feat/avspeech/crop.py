@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 from absl import flags
 
@@ -38,8 +38,8 @@ from feat.avspeech.clips import (
     write_corrupt,
 )
 from feat.avspeech.video import read_frames, read_sound, video_info, write_video
-from feat.files import UserError, make_writable_directory
-from feat.parallel import parallel_map
+from feat.base.files import UserError, make_writable_directory
+from feat.base.parallel import parallel_map
 
 STAGE = "crop"
 END_TOLERANCE_S = 0.5  # that a segment may reach beyond the end of its video

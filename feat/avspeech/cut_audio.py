@@ -9,12 +9,11 @@ are left alone.
 
 import os
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 from absl import flags
 
-from feat.audio import write_pcm16
 from feat.avspeech.clips import (
     AUDIO,
     FRAME_RATE,
@@ -30,8 +29,9 @@ from feat.avspeech.clips import (
     write_corrupt,
 )
 from feat.avspeech.video import RATE_TOLERANCE, read_mono_sound, video_info
-from feat.files import UserError, make_writable_directory, require_free_bytes
-from feat.parallel import parallel_map
+from feat.base.files import UserError, make_writable_directory, require_free_bytes
+from feat.base.parallel import parallel_map
+from feat.signals.audio import write_pcm16
 
 STAGE = "audio"
 MISSING_S = 0.1  # of a piece's end that may be without sound; zeros take its place

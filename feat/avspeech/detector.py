@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from feat.avspeech.boxes import areas, overlaps
-from feat.files import UserError
+from feat.avspeech.geometry import areas, overlaps
+from feat.base.files import UserError
 
 PROPOSAL, REFINED, OUTPUT = 12, 24, 48  # pixels that the three networks see
 STRIDE = 2  # of the first

@@ -4,7 +4,7 @@
 
 Which face it is, the point in the clip's name says. --detector mtcnn finds faces and follows them; told takes boxes
 from <clip>.faces.csv (frame, face, x1, y1, x2, y2) or, without such a file, a box around the point. --embedder is
-mouth, which needs no weights, or dlib; nn/facenet.py is this stage with FaceNet. Embeddings made elsewhere are told
+mouth, which needs no weights, or dlib; nn/systems/looking_to_listen/facenet.py is this stage with FaceNet. Embeddings made elsewhere are told
 by --embedder npy --size 512, which only checks them.
 
 Clips and pieces without a usable face are written to DATA/corrupt.csv with the reason, and the others go on. What is
@@ -16,12 +16,12 @@ import glob
 import os
 from dataclasses import dataclass
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 from absl import flags
 
-from feat.avspeech import boxes, embedders
+from feat.avspeech import boxes, embedders, geometry
 from feat.avspeech.clips import (
     EMBED,
     FRAME_RATE,
@@ -37,8 +37,8 @@ from feat.avspeech.clips import (
     write_corrupt,
 )
 from feat.avspeech.video import RATE_TOLERANCE, read_frames, video_info
-from feat.files import UserError, make_writable_directory, require_free_bytes
-from feat.parallel import parallel_map
+from feat.base.files import UserError, make_writable_directory, require_free_bytes
+from feat.base.parallel import parallel_map
 
 STAGE = "faces"
 DETECTORS = ("mtcnn", "told")
@@ -222,7 +222,7 @@ def _choose(found, point, first=False):
     Without a point it is the largest.
     """
     if point is None:
-        return max(found, key=lambda face: boxes.areas(found[face])[0])
+        return max(found, key=lambda face: geometry.areas(found[face])[0])
     holding = [face for face, box in found.items() if boxes.holding(box, *point) is not None]
     if not holding or first:
         return holding[0] if holding else None

@@ -12,7 +12,7 @@ An embedder has
     finish(values, present)   [T, any] of a whole clip, zeros where not present -> float32 [T, size]
     missing_is_black      whether a frame without the face gets what a black square gives, instead of zeros
 
-`mouth` and `dlib` are here; that of FaceNet is a network, so nn/facenet.py holds it and hands it to the stage.
+`mouth` and `dlib` are here; that of FaceNet is a network, so nn/systems/looking_to_listen/facenet.py holds it and hands it to the stage.
 """
 
 import json
@@ -21,7 +21,7 @@ import os
 import numpy as np
 
 from feat.avspeech import boxes
-from feat.files import UserError, atomic_path, write_text
+from feat.base.files import UserError, atomic_path, write_text
 
 CARD = "embedder.json"
 

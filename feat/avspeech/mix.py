@@ -25,12 +25,11 @@ import random
 import zlib
 from dataclasses import dataclass
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 from absl import flags
 
-from feat.audio import read_pcm16, write_pcm16
 from feat.avspeech import tables
 from feat.avspeech.clips import (
     AUDIO,
@@ -44,9 +43,10 @@ from feat.avspeech.clips import (
     video_id,
 )
 from feat.avspeech.tables import Row, table_path, write_table
-from feat.files import UserError, require_free_bytes
-from feat.mixture_tree import claim_folder
-from feat.parallel import parallel_map
+from feat.base.files import UserError, require_free_bytes
+from feat.base.parallel import parallel_map
+from feat.corpora.mixture_tree import claim_folder
+from feat.signals.audio import read_pcm16, write_pcm16
 
 BLOCK = 1024  # samples that ffmpeg's amix takes at once
 DROPOUT_S = 2.0  # its time for raising the others when one has ended

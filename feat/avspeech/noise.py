@@ -14,16 +14,16 @@ import shlex
 import subprocess
 import tempfile
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 from absl import flags
 
-from feat.audio import read_blocks, resample, wav_info, write_pcm16
 from feat.avspeech.clips import PART_SAMPLES, PART_SECONDS, SAMPLE_RATE, Problem, say_problems, write_corrupt
 from feat.avspeech.video import read_mono_sound
-from feat.files import UserError, make_writable_directory
-from feat.parallel import parallel_map
+from feat.base.files import UserError, make_writable_directory
+from feat.base.parallel import parallel_map
+from feat.signals.audio import read_blocks, resample, wav_info, write_pcm16
 
 STAGE = "noise"
 NOISE = "noise"

@@ -10,15 +10,15 @@ Those that are there are left alone.
 import glob
 import os
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 from absl import flags
 
-from feat.audio import read_mono
 from feat.avspeech.clips import AUDIO, MIXED, SAMPLE_RATE, stem_of
-from feat.files import UserError, atomic_path, make_writable_directory, require_free_bytes
-from feat.parallel import parallel_map
+from feat.base.files import UserError, atomic_path, make_writable_directory, require_free_bytes
+from feat.base.parallel import parallel_map
+from feat.signals.audio import read_mono
 
 SPEC = "spec"
 SAMPLES, FRAMES, BINS = 48050, 298, 257

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from feat.avspeech.clips import EMBED
-from feat.files import UserError, write_text
+from feat.base.files import UserError, write_text
 
 NOISE = "noise"
 SETS = ("train", "val", "test")

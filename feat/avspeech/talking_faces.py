@@ -23,20 +23,20 @@ import random
 import zlib
 from dataclasses import dataclass
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 from absl import flags
 
-from feat.audio import read_mono
 from feat.avspeech.boxes import read_boxes, write_boxes
 from feat.avspeech.clips import FRAME_RATE, SAMPLE_RATE, faces_path
 from feat.avspeech.video import write_video
-from feat.files import write_text
-from feat.lists import SETS, rate_folder
-from feat.mixture_tree import claim_folder
-from feat.parallel import parallel_map
-from feat.voices import make_corpus
+from feat.base.files import write_text
+from feat.base.parallel import parallel_map
+from feat.corpora.lists import SETS, rate_folder
+from feat.corpora.mixture_tree import claim_folder
+from feat.corpora.voices import make_corpus
+from feat.signals.audio import read_mono
 
 WIDTH, HEIGHT = 360, 288  # pixels
 SEGMENT_SECONDS = 6

@@ -9,16 +9,16 @@ import os
 import time
 from dataclasses import dataclass
 
-from feat.script import run_script
+from feat.base.script import run_script
 
 import numpy as np
 from absl import flags
 
-from feat.avspeech import boxes, embedders
+from feat.avspeech import boxes, embedders, geometry
 from feat.avspeech.clips import FRAME_RATE, faces_path
 from feat.avspeech.video import read_frames, video_info
-from feat.files import UserError, atomic_path
-from feat.parallel import progress
+from feat.base.files import UserError, atomic_path
+from feat.base.parallel import progress
 
 THUMBNAIL = 96  # pixels
 BATCH = 64  # crops that are embedded at once
@@ -64,8 +64,8 @@ class _Piece:
         self.boxes.append(box)
         small = boxes.crop(frame, box, LIKENESS)
         self.look += 0 if small is None else small / 255
-        if boxes.areas(box)[0] > 1.1 * self.largest:
-            self.largest = boxes.areas(box)[0]
+        if geometry.areas(box)[0] > 1.1 * self.largest:
+            self.largest = geometry.areas(box)[0]
             self.thumbnail = boxes.crop(frame, box, THUMBNAIL, 0.25, square=True)
 
     @property
@@ -160,7 +160,7 @@ def _difference(piece, track, same_face):
         values = np.concatenate([part.values for part in track])
         return np.linalg.norm(np.mean(piece.values, axis=0) - values.mean(axis=0)) / same_face
     look = np.mean([part.mean_look for part in track], axis=0)
-    here = boxes.overlaps(piece.boxes[0], track[-1].boxes[-1])[0, 0] >= SAME_PLACE
+    here = geometry.overlaps(piece.boxes[0], track[-1].boxes[-1])[0, 0] >= SAME_PLACE
     return np.sqrt(np.mean((piece.mean_look - look) ** 2)) / (SAME_LOOK_HERE if here else SAME_LOOK)
 
 

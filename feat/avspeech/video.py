@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from feat.audio import resample
 from feat.avspeech.clips import FRAME_RATE
-from feat.files import UserError, atomic_path
+from feat.base.files import UserError, atomic_path
+from feat.signals.audio import resample
 
 RATE_TOLERANCE = 0.01  # frames/s
 
