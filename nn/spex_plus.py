@@ -7,8 +7,8 @@
     python nn/spex_plus.py --is_deploy 1 --resume_model CHECKPOINT --mixture MIX.wav --enrolment VOICE.wav \
         [--enrolment VOICE_2.wav] --output TALKER.wav                             extracts from one recording
 
-The sets below --data_folder are of any layout of feat/corpora/triplets.py. CHECKPOINT is a prefix of ours, `best` beside it,
-or a PyTorch file of ir4kgl/ss_dla or gemengtju/SpEx_Plus, whose sizes are read from it.
+The sets below --data_folder are of any layout of feat/corpora/triplets.py. CHECKPOINT is a prefix of ours, `best`
+beside it, or a PyTorch file of ir4kgl/ss_dla or gemengtju/SpEx_Plus, whose sizes are read from it.
 """
 
 from feat.base.script import run_script

@@ -31,7 +31,10 @@ def test_what_stood_there_survives_a_failure(tmp_path):
 
 
 def test_leftovers_of_a_killed_process_go_and_those_of_a_running_one_stay(tmp_path):
-    code = "import os, sys\nfrom feat.base.files import atomic_path\nwith atomic_path(sys.argv[1]): os.kill(os.getpid(), 9)"
+    code = (
+        "import os, sys\nfrom feat.base.files import atomic_path\n"
+        "with atomic_path(sys.argv[1]): os.kill(os.getpid(), 9)"
+    )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed.npy")])
     (leftover,) = os.listdir(tmp_path)
     with atomic_path(str(tmp_path / "mine.npy")) as mine:

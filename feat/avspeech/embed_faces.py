@@ -4,8 +4,8 @@
 
 Which face it is, the point in the clip's name says. --detector mtcnn finds faces and follows them; told takes boxes
 from <clip>.faces.csv (frame, face, x1, y1, x2, y2) or, without such a file, a box around the point. --embedder is
-mouth, which needs no weights, or dlib; nn/systems/looking_to_listen/facenet.py is this stage with FaceNet. Embeddings made elsewhere are told
-by --embedder npy --size 512, which only checks them.
+mouth, which needs no weights, or dlib; nn/systems/looking_to_listen/facenet.py is this stage with FaceNet. Embeddings
+made elsewhere are told by --embedder npy --size 512, which only checks them.
 
 Clips and pieces without a usable face are written to DATA/corrupt.csv with the reason, and the others go on. What is
 there already is left alone.

@@ -12,7 +12,8 @@ An embedder has
     finish(values, present)   [T, any] of a whole clip, zeros where not present -> float32 [T, size]
     missing_is_black      whether a frame without the face gets what a black square gives, instead of zeros
 
-`mouth` and `dlib` are here; that of FaceNet is a network, so nn/systems/looking_to_listen/facenet.py holds it and hands it to the stage.
+`mouth` and `dlib` are here; that of FaceNet is a network, so nn/systems/looking_to_listen/facenet.py holds it and hands
+it to the stage.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the input pipelines of all systems share: shares of a batch, the order of an epoch, pieces, and reading files."""
+"""What the input pipelines of all systems share: the order of an epoch, pieces of batches, and the reading of files."""
 
 import dataclasses
 import functools
@@ -19,8 +19,8 @@ _FREE_AXES = {
     "estimates": (0, 2),
     "frames": (0,),
     "index": (0,),
-    # Of feat/batches/binaural_tasnet.py (mixture [batch, samples, 2], sources [batch, talkers, samples, 2]) the same; of
-    # feat/batches/spex_plus.py, whose mixtures are [batch, samples]:
+    # Of feat/batches/binaural_tasnet.py (mixture [batch, samples, 2], sources [batch, talkers, samples, 2]) the same;
+    # of feat/batches/spex_plus.py, whose mixtures are [batch, samples]:
     "target": (0, 1),
     "enrolment": (0, 1),
     "samples": (0,),

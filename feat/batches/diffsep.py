@@ -400,7 +400,8 @@ def mixing_pool(corpus_folder, utterances, sample_rate, talkers=2, noises=(), ge
         sample_rate: Hz of the batches; other files are resampled.
         talkers: of a mixture; 1 where there are noises.
         noises: paths of recordings of noise.
-        genders: {talker: "male" or "female"}, see feat.corpora.talkers.read_genders, for mixtures of one of each; or None.
+        genders: {talker: "male" or "female"}, see feat.corpora.talkers.read_genders, for mixtures of one of each; or
+        None.
 
     Raises:
         UserError: a file is unusable, or there are too few talkers.

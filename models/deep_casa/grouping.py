@@ -279,8 +279,8 @@ class OnlineClustering:
 def whole_file_assignment(embeddings, estimates):
     """Clusters the embeddings of a file's active frames and tells the order of the estimates in every frame.
 
-    The same as nn.systems.deep_casa.clustering.whole_file_assignment, in operations that can be exported, and nothing is drawn at
-    random. Which cluster is which talker is settled by the loudest frame, whose estimates keep their order.
+    The same as nn.systems.deep_casa.clustering.whole_file_assignment, in operations that can be exported, and nothing
+    is drawn at random. Which cluster is which talker is settled by the loudest frame, whose estimates keep their order.
 
     Args:
         embeddings: [frames, embeddings a frame, embedding_dim].

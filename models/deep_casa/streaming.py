@@ -1,9 +1,10 @@
 """Causal Deep CASA on a signal that comes in blocks: what comes out equals what the whole file gives.
 
-The networks are those of models/deep_casa/dense_unet.py and models/deep_casa/grouping.py with their weights laid out for few frames:
+The networks are those of models/deep_casa/dense_unet.py and models/deep_casa/grouping.py with their weights laid out
+for few frames:
 
-- a 3x3 convolution is one product of matrices for each of the six sums of a row tile (see models/layers/conv.py); the sums of
-  the last two frames are kept, so that no frame is looked at twice;
+- a 3x3 convolution is one product of matrices for each of the six sums of a row tile (see models/layers/conv.py); the
+  sums of the last two frames are kept, so that no frame is looked at twice;
 - batch norms are folded into the kernels behind them. An offset counts inside a map but not in the zeros around it:
   biases differ at the first and last row, and the frames before the first hold what the norm would turn into 0;
 - cumulative norms carry their mean and variance.

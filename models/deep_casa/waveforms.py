@@ -13,10 +13,10 @@ class DeepCasaSeparator(keras.Model):
     """Both stages of Deep CASA from the waveform of a mixture to those of its talkers, in one graph.
 
     Call: [1, samples] -> [1, talkers, samples], float32, at the rate of training; one recording at a time, because
-    the frames of a recording are clustered together. It computes what nn.systems.separator.Separator does for a recording
-    that is no longer than its window: STFT with silence around the recording, Dense-UNet, embeddings, clustering,
-    permutation, inverse STFT. The whole recording is clustered at once. A causal system sees no silence before the
-    recording and clusters frame by frame from the past. The order of the talkers is arbitrary, as always.
+    the frames of a recording are clustered together. It computes what nn.systems.separator.Separator does for a
+    recording that is no longer than its window: STFT with silence around the recording, Dense-UNet, embeddings,
+    clustering, permutation, inverse STFT. The whole recording is clustered at once. A causal system sees no silence
+    before the recording and clusters frame by frame from the past. The order of the talkers is arbitrary, as always.
 
     Args:
         unet: DenseUNet.

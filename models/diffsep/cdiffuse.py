@@ -161,8 +161,9 @@ class TimeEmbedding(keras.layers.Layer):
 class CDiffuse(keras.Model):
     """Score of a diffusion of several sources, given the mixture, on waveforms.
 
-    Call: as of models.diffsep.ncsnpp.ScoreModel: state [batch, sources, samples], time [batch] in [0, 1] or integer rows of the
-    table, mixture [batch, samples] -> score [batch, sources, samples], float32. `prepare` and `time_biases` as there.
+    Call: as of models.diffsep.ncsnpp.ScoreModel: state [batch, sources, samples], time [batch] in [0, 1] or integer
+    rows of the table, mixture [batch, samples] -> score [batch, sources, samples], float32. `prepare` and `time_biases`
+    as there.
 
     Args:
         sources: how many.

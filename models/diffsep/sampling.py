@@ -29,8 +29,8 @@ def score_of(model, sde, mixture, predicts="score", training=False):
     Args:
         model: models.diffsep.ncsnpp.ScoreModel or models.diffsep.cdiffuse.CDiffuse.
         predicts: of PREDICTS, what the network gives: the score of the state, as in the reference; or, of the best
-            linear guess of the sources, what makes it the sources, see models.diffsep.sde.MixSDE.estimate_of_output, from which
-            the score follows.
+            linear guess of the sources, what makes it the sources, see models.diffsep.sde.MixSDE.estimate_of_output,
+            from which the score follows.
     """
     prepared = model.prepare(mixture)
 

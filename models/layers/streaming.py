@@ -215,7 +215,8 @@ class StreamingConvBlock:
 
 
 class StreamingConvBlocks:
-    """A series of causal models.layers.conv_tasnet.ConvBlock: (state, x [frames, channels], shifts) -> (state, the same).
+    """A series of causal models.layers.conv_tasnet.ConvBlock: (state, x [frames, channels], shifts) -> (state, the
+    same).
 
     Args:
         series: several series of blocks [n][blocks], side by side, where x is [n, frames, channels]; or the blocks of

@@ -279,8 +279,8 @@ class SpexPlus(keras.Model):
     def start_as_fourier(self):
         """Gives encoders and decoders the values of a short-time Fourier transform; training goes on from there.
 
-        See models.layers.conv_tasnet.start_as_fourier. The short window with 2 * samples filters then gives the mixture back
-        where its mask is 1.
+        See models.layers.conv_tasnet.start_as_fourier. The short window with 2 * samples filters then gives the mixture
+        back where its mask is 1.
         """
         for (encoder, encoder_bias), (decoder, decoder_bias) in zip(self.encoders, self.decoders):
             start_as_fourier(encoder, decoder, self.hop)

@@ -22,9 +22,10 @@ class StreamingExtractor(WaveformStream):
         model: SpexPlus, causal and not with the global norm.
         embedding: [embedding_dim], of the wanted talker.
         compile: as in models.deep_casa.streaming.StreamingSeparator.
-        gain: what brings the mixture to the level of training, with the methods of nn.systems.spex_plus.recordings.RunningGain; None:
-            the mixture goes through as it comes. A frame of the network goes through with one gain, that of the mixture
-            up to its end, which is taken out of what comes out of this frame; where it is infinite, 0 comes out.
+        gain: what brings the mixture to the level of training, with the methods of
+            nn.systems.spex_plus.recordings.RunningGain; None: the mixture goes through as it comes. A frame of the
+            network goes through with one gain, that of the mixture up to its end, which is taken out of what comes out
+            of this frame; where it is infinite, 0 comes out.
 
     Raises:
         ValueError: the model is not causal.

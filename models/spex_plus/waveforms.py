@@ -42,7 +42,8 @@ class TargetExtractor(keras.Model):
 
 @keras.saving.register_keras_serializable("deep_casa.spex_plus")
 class AtTrainingLevels(keras.Model):
-    """A TargetExtractor that gets signals at the levels of its training, as nn.systems.spex_plus.recordings.Extractor brings them there.
+    """A TargetExtractor that gets signals at the levels of its training, as nn.systems.spex_plus.recordings.Extractor
+    brings them there.
 
     Args:
         extractor: TargetExtractor.

@@ -188,7 +188,7 @@ def settings_of(reader):
 
 
 def cdiffuse_settings(shapes):
-    """Constructor arguments of models.diffsep.cdiffuse.CDiffuse that the shapes tell: all but the cycle of dilations."""
+    """Constructor arguments of CDiffuse (models/diffsep) that the shapes tell: all but the cycle of dilations."""
     layers = [int(match.group(1)) for match in map(re.compile(r"residual_layers\.(\d+)\.").match, shapes) if match]
     return dict(
         sources=shapes["output_projection.weight"][0],

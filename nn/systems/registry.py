@@ -19,8 +19,8 @@ options that it lists, and has
     separate(samples, windows, spool, bar, enrolment)
                     yields float32 [talkers, some samples], one after the other as many as there are in `samples`
                     ([samples] at sample_rate, an array or anything that has a shape and gives slices), in memory that
-                    does not depend on their number; `windows` is a nn.recordings.windows.Windows, `spool` a binary file open for
-                    writing and reading, `bar` a progress bar that is told of every window twice
+                    does not depend on their number; `windows` is a nn.recordings.windows.Windows, `spool` a binary file
+                    open for writing and reading, `bar` a progress bar that is told of every window twice
     LATENCY         what the algorithmic latency comes from
     stream(enrolment)
                     a models.layers.streaming.WaveformStream; raises UserError if the system is not causal. One that

@@ -38,8 +38,8 @@ class Separator:
             the whole file; "auto": online for causal checkpoints, but for SpEx+, whose levels are then those of the
             whole recording.
         options: of the system: `seed` of Deep CASA's clustering; `level`, `reject` and `threshold` of SpEx+, see
-            nn.systems.spex_plus.recordings.TargetTalker; `steps`, `snr`, `corrector_steps`, `solver` and `seed` of DiffSep, see
-            nn.systems.diffsep.recordings.Diffusion.
+            nn.systems.spex_plus.recordings.TargetTalker; `steps`, `snr`, `corrector_steps`, `solver` and `seed` of
+            DiffSep, see nn.systems.diffsep.recordings.Diffusion.
 
     Attributes:
         channels: that are separated together, 2 for systems of two ears; None for those of one channel.

@@ -72,7 +72,7 @@ class Binaural:
         return 0
 
     def separate(self, samples, windows, spool, bar=None, enrolment=None):
-        """Talkers in the order of those of the window before, to which they are alike at both ears; see nn.systems.registry."""
+        """Talkers in the order of those of the window before, to which they are alike at both ears."""
         hop, total = self.hop_size, samples.shape[-1]
         frames = self.frames(total)
         length = (min(frames, windows.length) + 1) * hop

@@ -1,7 +1,7 @@
 r"""Puts DNSMOS beside the results of an evaluation: from its csv, or computed here.
 
-    python nn/systems/diffsep/dnsmos.py --results results/RUN                     every SPLIT_dnsmos.csv there
-    python nn/systems/diffsep/dnsmos.py --results results/RUN --run               scores wav/SPLIT first (pip install .[mos])
+    python nn/systems/diffsep/dnsmos.py --results results/RUN            every SPLIT_dnsmos.csv there
+    python nn/systems/diffsep/dnsmos.py --results results/RUN --run      scores wav/SPLIT first (pip install .[mos])
 
 --results holds SPLIT.json; the csv of DNSMOS (microsoft/DNS-Challenge) names files like 0007.enh0.wav. Writes
 SPLIT_with_dnsmos.json and SPLIT_summary_with_dnsmos.json, or with --overwrite_results the two files themselves.

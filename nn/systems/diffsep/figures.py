@@ -1,10 +1,11 @@
 """Pictures of diffusion separation: a metric over result folders, and the process itself.
 
-python nn/systems/diffsep/figures.py --results results --metric si_sdr          results/test_si_sdr.png: against N, against
-                                                                        the corrector's size and its steps
-python nn/systems/diffsep/figures.py --marginals --output_folder figures        means and deviations of the process over time
-python nn/systems/diffsep/figures.py --percentiles results/RUN                  a bad, a middling and a good file, from what
-                                                                        nn/diffsep_evaluate.py --save_n -1 kept
+python nn/systems/diffsep/figures.py --results results --metric si_sdr
+    results/test_si_sdr.png: the metric against N, and against the size and the number of the corrector's steps
+python nn/systems/diffsep/figures.py --marginals --output_folder figures
+    means and deviations of the process over time
+python nn/systems/diffsep/figures.py --percentiles results/RUN
+    a bad, an average and a good file, from what nn/diffsep_evaluate.py --save_n -1 kept
 """
 
 import glob

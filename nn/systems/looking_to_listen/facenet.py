@@ -2,10 +2,10 @@
 
     python nn/systems/looking_to_listen/facenet.py --data_folder DATA --face_weights 20180402-114759-vggface2.pt
 
-The network is models/looking_to_listen/facenet.py; its weights are not part of this toolkit. facenet-pytorch publishes them with its
-release v2.2.9, as 20180402-114759-vggface2.pt (VGGFace2) and 20180408-102900-casia-webface.pt, which takes PyTorch to
-read: pip install -e ".[convert,video]". keras-facenet has the same with its release v0.3.1, as
-20180402-114759-weights.h5, which takes nothing more. All else is as in feat/avspeech/embed_faces.py.
+The network is models/looking_to_listen/facenet.py; its weights are not part of this toolkit. facenet-pytorch publishes
+them with its release v2.2.9, as 20180402-114759-vggface2.pt (VGGFace2) and 20180408-102900-casia-webface.pt, which
+need PyTorch to be read: pip install -e ".[convert,video]". keras-facenet publishes the same weights with its release
+v0.3.1, as 20180402-114759-weights.h5, which needs nothing more. All else is as in feat/avspeech/embed_faces.py.
 
 With --parity pixels go in as they are, from 0 to 255, a missing face is a black square, and the face is chosen in every
 frame for itself, as vitrioil/Speech-Separation does; the network was trained with (pixel - 127.5) / 128.

@@ -392,7 +392,7 @@ def make_objective(model, whole=False):
 
 
 def training_levels(data, model):
-    """{"mixture", "enrolment": dB} of the first batches, see nn.systems.spex_plus.recordings; as they were in a run that goes on."""
+    """{"mixture", "enrolment": dB} of the first batches, see TrainingLevels; as they were in a run that goes on."""
     config = checkpoint.read_config(os.path.join(training_flags.run_folder(), "best"))
     if config and "levels_db" in config:
         return config["levels_db"]
