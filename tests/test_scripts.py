@@ -333,7 +333,6 @@ def test_names_a_file_that_goes_bad_during_training(pipeline, monkeypatch, on_th
     """The file is cut after the check at the start, when the optimiser is made."""
     folder, lists = pipeline
     from nn.training import flags as training_flags
-    from nn.training import loop as train
 
     name = lists["tr"][1]
     path = (
@@ -348,7 +347,7 @@ def test_names_a_file_that_goes_bad_during_training(pipeline, monkeypatch, on_th
         os.truncate(path, len(whole) // 2)
         return options(strategy, task, **named)
 
-    monkeypatch.setattr(train, "options_from_flags", cut)
+    monkeypatch.setattr(training_flags, "options_from_flags", cut)
     try:
         flags = ["--on_the_fly"] if on_the_fly else []
         line = speech.refuse(

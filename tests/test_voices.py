@@ -214,7 +214,7 @@ def test_without_the_engine_the_pip_line_is_given(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
-    monkeypatch.setattr("feat.files.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("feat.base.files.free_bytes", lambda path: 1000)
     with pytest.raises(UserError, match="B are free"):
         make(tmp_path)
     assert not list(tmp_path.rglob("*.wav"))
