@@ -575,7 +575,7 @@ def _distinct(logits, count, chosen, generator):
 
 
 def mix_dynamically(sources, gains_db, responses, lead=None, noise=None, snr_db=0.0):
-    """feat.binaural.mix_dynamically with TensorFlow operations, and with noise.
+    """feat.signals.binaural.mix_dynamically with TensorFlow operations, and with noise.
 
     Args:
       sources: [talkers, samples].
@@ -605,7 +605,7 @@ def mix_dynamically(sources, gains_db, responses, lead=None, noise=None, snr_db=
 
 
 def convolve(sources, responses, lead=None):
-    """feat.binaural.convolve: [talkers, samples], [talkers, taps, 2] -> [talkers, samples, 2]."""
+    """feat.signals.binaural.convolve: [talkers, samples], [talkers, taps, 2] -> [talkers, samples, 2]."""
     taps = responses.shape[1]
     lead = (taps - 1) // 2 if lead is None else lead
     samples = tf.shape(sources)[1]

@@ -44,7 +44,7 @@ def stream_through(stream, blocks):
 
 
 def resample_channels(blocks, from_hz, to_hz, seconds=1.0):
-    """feat.audio.resample_blocks of blocks [samples] or [channels, samples]."""
+    """feat.signals.audio.resample_blocks of blocks [samples] or [channels, samples]."""
     blocks = iter(blocks)
     first = next(blocks, None)
     if first is None:

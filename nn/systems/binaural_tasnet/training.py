@@ -211,12 +211,12 @@ def folder_of(set_name):
 
 
 def read_set(set_name, talkers):
-    """feat.binaural_dataset.BinauralSet of a set below --data_folder."""
+    """feat.batches.binaural_tasnet.BinauralSet of a set below --data_folder."""
     return binaural_tasnet.binaural_set(folder_of(set_name), FLAGS.sample_rate, talkers)
 
 
 def training_pool(talkers):
-    """feat.binaural_dataset.BinauralPool of --corpus_folder: talkers, listeners, rooms and noise of tr alone.
+    """feat.batches.binaural_tasnet.BinauralPool of --corpus_folder: talkers, listeners, rooms and noise of tr alone.
 
     All are divided as for the sets of --data_folder, by the seed that these were drawn with.
 

@@ -89,7 +89,7 @@ class Sampling:
         return {name: values[name] for name, value in PUBLISHED.items() if name not in named and values[name] != value}
 
     def sampler(self, sde, t_eps):
-        """models.diffusion_sampling.Sampler of a filled one. Raises UserError for what makes no sense."""
+        """models.diffsep.sampling.Sampler of a filled one. Raises UserError for what makes no sense."""
         common = dict(
             steps=self.steps, t_eps=t_eps, schedule=self.schedule or "plain", t_start=self.t_start,
             consistent=self.consistent,
