@@ -35,16 +35,11 @@ from absl import flags
 
 from feat.base.files import UserError, brief, make_writable_directory, write_text
 from feat.base.graph import compiled
-from models.deep_casa.waveforms import DeepCasaSeparator
 from models.layers.conv import portable_graphs
 from models.layers.waveforms import OneRecording
-from models.spex_plus.network import SpexPlus
-from models.spex_plus.waveforms import AtTrainingLevels, TargetExtractor
 from nn.checkpoints import ours as checkpoint
 from nn.checkpoints import readers
-from nn.systems.deep_casa.recordings import DeepCasa
-from nn.systems.registry import find_checkpoints
-from nn.systems.spex_plus.recordings import stored_settings
+from nn.systems.registry import SYSTEMS, find_checkpoints, system_of
 
 FLAGS = flags.FLAGS
 
@@ -54,55 +49,16 @@ CHECK_SECONDS = (0.05, 0.7, 1.9)  # lengths at which files of free length are co
 CHECK_ENROLMENT_SECONDS = (0.6, 1.5, 0.06)  # beside them
 
 
-class Trained(typing.NamedTuple):
-    """A trained system, ready for export."""
-
-    separator: keras.Model  # [1, samples], once for each input, -> [1, talkers, samples]
-    portable: keras.Model  # the same without complex numbers
-    sample_rate: int  # Hz
-    talkers: int
-    settings: dict  # what else export.json says
-    inputs: tuple = ("mixture",)
-
-
-def load_deep_casa(checkpoints):
-    """Trained of the stages of Deep CASA, {system: prefix}."""
-    system = DeepCasa(checkpoints)
-    nets, sizes = (system.unet, system.grouping), (system.fft_size, system.hop_size)
-    return Trained(
-        DeepCasaSeparator(*nets, *sizes),
-        DeepCasaSeparator(*nets, *sizes, real=True),
-        system.sample_rate,
-        system.talkers,
-        {"fft_size": system.fft_size, "hop_size": system.hop_size, "causal": system.unet.causal},
-    )
-
-
-def load_spex_plus(checkpoints):
-    """Trained of SpEx+, {system: prefix}."""
-    source = checkpoints["spex_plus"]
-    settings, config = stored_settings(source)
-    model = SpexPlus(**settings | {"parity": False})
-    readers.load_for_inference(source, "spex_plus", model)
-    extractor = TargetExtractor(model)
-    if config.get("levels_db"):
-        extractor = AtTrainingLevels(extractor, config["levels_db"])
-    described = {"shortest_enrolment": model.shortest_enrolment, "causal": model.settings["causal"]}
-    return Trained(extractor, extractor, config["sample_rate"], 1, described, ("mixture", "enrolment"))
-
-
-# How the checkpoints of a system, told by its first stage, become a Trained. One that takes waveforms already is both
-# its `separator` and its `portable`.
-SYSTEMS = {"dense_unet": load_deep_casa, "spex_plus": load_spex_plus}
-
-
 def load_trained(checkpoints):
-    """Trained of {system: prefix}. Raises UserError for what cannot be exported."""
-    for system, load in SYSTEMS.items():
-        if system in checkpoints:
-            return load(checkpoints)
-    system, prefix = next(iter(checkpoints.items()))
-    raise UserError(f"{prefix}: holds {system}, which alone cannot be exported; give one of {', '.join(SYSTEMS)}")
+    """Exported of {checkpoint name: prefix}. Raises UserError for what cannot be exported."""
+    system = system_of(checkpoints)
+    if system.exportable not in checkpoints:
+        checkpoint, prefix = next(iter(checkpoints.items()))
+        raise UserError(
+            f"{prefix}: holds {checkpoint}, which alone cannot be exported; give one of"
+            f" {', '.join(other.exportable for other in SYSTEMS if other.exportable)}"
+        )
+    return system.load("export").export(checkpoints)
 
 
 # Formats ------------------------------------------------------------------------------------------
@@ -251,7 +207,7 @@ def export(trained, formats, folder, seconds, tolerance):
     """Writes and checks files.
 
     Args:
-        trained: Trained.
+        trained: Exported.
         formats: {name: Format}.
         folder: where to write, below a path of each format.
         seconds: length of each input for formats of one length.
@@ -311,9 +267,7 @@ def remove(path):
 
 def main(_):
     if not FLAGS.resume_model:
-        raise UserError(
-            "--resume_model is missing: the checkpoint of SpEx+, or of each stage of Deep CASA, or a folder"
-        )
+        raise UserError("--resume_model is missing: the checkpoint of each network of a system, or a folder with all")
     formats = choose_formats(FLAGS.formats)
     checkpoints = find_checkpoints(FLAGS.resume_model)
     trained = load_trained(checkpoints)
@@ -353,10 +307,12 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("resume_model", [], "checkpoint; of Deep CASA one of each stage, or a folder with both")
+    flags.DEFINE_multi_string("resume_model", [], "checkpoint of each network (give it for each), or a folder with all")
     flags.DEFINE_string("output_dir", "exported", "folder of the exported files")
     flags.DEFINE_list("formats", list(FORMATS), "what to write: " + ", ".join(FORMATS))
     flags.DEFINE_float("seconds", 4.0, "length that formats of one length are made for (litert)", lower_bound=0.05)
-    flags.DEFINE_float("enrolment_seconds", 0.0, "that of the enrolment of SpEx+; 0: as --seconds", lower_bound=0)
+    flags.DEFINE_float(
+        "enrolment_seconds", 0.0, "length of an enrolment, for systems that take one; 0: --seconds", lower_bound=0
+    )
     flags.DEFINE_float("tolerance", 1e-3, "largest difference from Keras, as a share of its largest value", 0.0)
     run_script(main)

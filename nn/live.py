@@ -29,8 +29,7 @@ from feat.base.files import UserError, atomic_path, make_writable_directory
 from feat.signals.audio import read_blocks, require_stereo, wav_info
 from nn.recordings.stopwatch import Stopwatch
 from nn.recordings.streams import resample_channels
-from nn.systems.registry import enrol, find_checkpoints, make_system, options_of_flags
-from nn.systems.spex_plus.recordings import LIVE_LEVELS
+from nn.systems.registry import define_options, enrol, find_checkpoints, make_system, options_of_flags, system_of
 
 FLAGS = flags.FLAGS
 
@@ -179,11 +178,11 @@ class Ending:
 
 def main(_):
     if not FLAGS.resume_model:
-        raise UserError("--resume_model is missing: a checkpoint, of Deep CASA one of each stage, or a folder")
+        raise UserError("--resume_model is missing: a checkpoint of each network of a system, or a folder with all")
     if FLAGS.stdout == "none" and not FLAGS.output_dir:
         raise UserError("nowhere to write: give --output_dir FOLDER or --stdout raw")
     checkpoints = find_checkpoints(FLAGS.resume_model)
-    system = make_system(checkpoints, **options_of_flags(next(iter(checkpoints))))
+    system = make_system(checkpoints, **options_of_flags(system_of(checkpoints)))
     seconds, to_hz = FLAGS.block_seconds, system.sample_rate
     channels = system.CHANNELS
     stream = Stopwatch(system, enrol(system, FLAGS.enrolment))
@@ -213,9 +212,8 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("resume_model", [], "checkpoint; of Deep CASA one of each stage, or a folder with both")
-    flags.DEFINE_multi_string("enrolment", [], "of SpEx+: recording of the wanted talker; repeat to average several")
-    flags.DEFINE_enum("level", "projection", LIVE_LEVELS, "of SpEx+: as loud as in the mixture so far, or as it comes")
+    flags.DEFINE_multi_string("resume_model", [], "checkpoint of each network (give it for each), or a folder with all")
+    flags.DEFINE_multi_string("enrolment", [], "recording of the wanted talker, for systems that extract one; repeat")
     flags.DEFINE_string(
         "input", "-", "-: raw samples from stdin; microphone; a recording; or a file of raw samples, .raw"
     )
@@ -226,4 +224,5 @@ if __name__ == "__main__":
     flags.DEFINE_enum("format", "s16le", list(FORMATS), "of raw samples")
     flags.DEFINE_integer("input_channels", 1, "of raw samples; their mean is separated, or both ears", lower_bound=1)
     flags.DEFINE_enum("subtype", "PCM_16", ["PCM_16", "PCM_24", "PCM_32", "FLOAT"], "sample format of the wavs")
+    define_options(live=True)
     run_script(main)

@@ -29,16 +29,13 @@ import numpy as np
 from absl import flags
 
 from feat.avspeech.clips import faces_path
-from feat.avspeech.embed_faces import DETECTORS
 from feat.base.files import UserError, make_writable_directory, stamps
 from feat.signals.audio import wav_info
 from nn.checkpoints import readers
 from nn.recordings.journal import Done
 from nn.recordings.windows import OVERLAP_S, WINDOW_S
-from nn.systems.diffsep.recordings import SOLVER_NAMES
-from nn.systems.registry import find_checkpoints, options_of_flags
+from nn.systems.registry import define_options, find_checkpoints, options_of_flags, system_of
 from nn.systems.separator import Separator, list_inputs, output_paths, presence_lines, separate_file
-from nn.systems.spex_plus.recordings import LEVELS, REJECT
 
 FLAGS = flags.FLAGS
 
@@ -50,7 +47,7 @@ def main(argv):
         raise UserError("--resume_model is missing: the prefix of each stage's checkpoint, or the folder of both")
     inputs = list_inputs([*argv[1:], *FLAGS.video])
     checkpoints = find_checkpoints(FLAGS.resume_model)
-    options = options_of_flags(next(iter(checkpoints)))
+    options = options_of_flags(system_of(checkpoints))
     separator = Separator(checkpoints.values(), FLAGS.window_seconds, FLAGS.overlap_seconds, FLAGS.grouping, **options)
     system = separator.system
     if separator.channels and FLAGS["channels"].present:
@@ -60,12 +57,10 @@ def main(argv):
     if system.FACES:
         if len(argv) > 1:
             raise UserError(f"{argv[1]}: {system.NAME} separates by faces; give a video, --video {argv[1]}")
-        from nn.systems.looking_to_listen import video
-
-        voice = video.embedder_of(system, FLAGS.face_weights)
+        voice = system_of(checkpoints).load("video").embedder_of(system, FLAGS.face_weights)
         names += ["detector", "render"]
     elif FLAGS.video:
-        raise UserError(f"--video: {system.NAME} does not look at faces; give a checkpoint of Looking to Listen")
+        raise UserError(f"--video: {system.NAME} does not look at faces; give a checkpoint of a system that does")
     make_writable_directory(FLAGS.output_dir)
     digests = {system: readers.fingerprint(prefix) for system, prefix in separator.checkpoints.items()}
     options |= {name: FLAGS[name].value for name in names}
@@ -91,8 +86,7 @@ def main(argv):
 
 def _separate_video(separator, path, name, embedder, done):
     """Separates a video unless that was done; says what was written."""
-    from nn.systems.looking_to_listen import video
-
+    video = system_of(separator.checkpoints).load("video")
     inputs = stamps([path, *([faces_path(path)] if FLAGS.detector == "told" else [])])
     if done.has(name, inputs):
         return f"{path}: separated already"
@@ -134,23 +128,10 @@ if __name__ == "__main__":
         "grouping",
         "auto",
         ["auto", "online", "kmeans"],
-        "online: frame by frame, of causal checkpoints (auto too, but for SpEx+); kmeans: over the whole file",
+        "online: frame by frame, for causal checkpoints; kmeans: over the whole file; auto: as the system prefers",
     )
-    flags.DEFINE_integer("seed", 0, "of Deep CASA's clustering, of DiffSep's noise", lower_bound=0)
-    flags.DEFINE_integer("steps", None, "DiffSep: steps of the reverse process; default: as validated", lower_bound=1)
-    flags.DEFINE_float("snr", None, "DiffSep: size of the corrector's steps", lower_bound=0)
-    flags.DEFINE_integer("corrector_steps", None, "DiffSep: of the corrector at every time", lower_bound=0)
-    flags.DEFINE_enum("solver", None, SOLVER_NAMES, "DiffSep: reference, or one of fewer calls; see the README")
-    flags.DEFINE_multi_string(
-        "video", [], "Looking to Listen: video whose faces say whose voices to take apart; repeat"
-    )
-    flags.DEFINE_bool("render", False, "Looking to Listen: also write a video of every face with its voice")
-    flags.DEFINE_enum("detector", "mtcnn", DETECTORS, "of faces; told: boxes are in <video>.faces.csv")
-    flags.DEFINE_string("face_weights", "", "FaceNet's weights, for networks that go by its embeddings")
-    flags.DEFINE_multi_string("enrolment", [], "SpEx+: recording of the wanted talker; repeat to average several")
-    flags.DEFINE_enum("level", "projection", LEVELS, "SpEx+: as loud as in the mixture, or its peak, or as it comes")
-    flags.DEFINE_enum(
-        "reject", "no", REJECT, "SpEx+: silence where the talker seems absent, from the file or from windows of it"
-    )
-    flags.DEFINE_float("threshold", None, "SpEx+: confidence of absence; default: as measured by --absent", -1, 1)
+    flags.DEFINE_integer("seed", 0, "seed of what is drawn: starts of the clustering, noise", lower_bound=0)
+    flags.DEFINE_multi_string("video", [], "video, for systems that separate the voices of the faces in it; repeat")
+    flags.DEFINE_multi_string("enrolment", [], "recording of the wanted talker, for systems that extract one; repeat")
+    define_options()
     run_script(main)

@@ -1,11 +1,10 @@
 """Trained systems as nn/separate.py, nn/demo.py, nn/live.py and nn/export.py use them.
 
-SYSTEMS says which class takes the checkpoints of which system. Such a class is called with {system: prefix} and the
-options that it lists, and has
+SYSTEMS lists what is known of each, see nn.systems.system. The class that processes the recordings of a system is
+called with {checkpoint name: prefix} and some of the system's options, and has
 
     NAME            for messages
     CHECKPOINTS     names of the systems whose checkpoints make one of these
-    OPTIONS         names of further arguments; nn/separate.py has flags of these names, nn/live.py of some
     ENROLMENT       whether it extracts the talker of an enrolment, which `separate` is then given
     FACES           whether it goes by the faces of a video, whose `embeddings` `separate` is then given too
     sample_rate     Hz of what it takes and gives
@@ -29,6 +28,7 @@ options that it lists, and has
                     yields float32 [talkers, some samples] of blocks [samples] that go through such a stream
 """
 
+import importlib
 import os
 
 import numpy as np
@@ -36,18 +36,21 @@ from absl import flags
 
 from feat.base.files import UserError
 from nn.checkpoints import readers
-from nn.systems.binaural_tasnet.recordings import Binaural
-from nn.systems.deep_casa.recordings import DeepCasa
-from nn.systems.diffsep.recordings import Diffusion
-from nn.systems.looking_to_listen.recordings import AudioVisual
-from nn.systems.spex_plus.recordings import TargetTalker
 
 FLAGS = flags.FLAGS
 
+NAMES = ("deep_casa", "spex_plus", "binaural_tasnet", "looking_to_listen", "diffsep")
+SYSTEMS = [importlib.import_module(f"nn.systems.{name}").SYSTEM for name in NAMES]
 
-SYSTEMS = {
-    name: kind for kind in (DeepCasa, TargetTalker, Binaural, AudioVisual, Diffusion) for name in kind.CHECKPOINTS
-}
+
+def by_checkpoint():
+    """{checkpoint name: System} of all networks."""
+    return {checkpoint: system for system in SYSTEMS for checkpoint in system.checkpoints}
+
+
+def system_of(checkpoints):
+    """The System of {checkpoint name: prefix}, see `find_checkpoints`."""
+    return by_checkpoint()[next(iter(checkpoints))]
 
 
 def find_checkpoints(given):
@@ -56,17 +59,17 @@ def find_checkpoints(given):
     Raises:
         UserError: there is none, there are several of one system, or they do not belong together.
     """
-    systems = {}
+    systems, known = {}, by_checkpoint()
     for prefix in readers.find_best(given):
         system = readers.open_reader(prefix).system
-        if system not in SYSTEMS:
-            raise UserError(f"{prefix}: holds {system}, which cannot separate; give one of {', '.join(SYSTEMS)}")
+        if system not in known:
+            raise UserError(f"{prefix}: holds {system}, which cannot separate; give one of {', '.join(known)}")
         if system in systems:
             raise UserError(
                 f"{prefix} and {systems[system]} are both of {system}; name the one to take: --resume_model PREFIX"
             )
         systems[system] = prefix
-    kinds = {SYSTEMS[system]: prefix for system, prefix in systems.items()}
+    kinds = {known[system].name: prefix for system, prefix in systems.items()}
     if len(kinds) > 1:
         raise UserError(f"{' and '.join(kinds.values())} are of different systems; give the checkpoints of one")
     return systems
@@ -93,22 +96,28 @@ def enrol(system, enrolments, sample_rate=None):
 
 
 def make_system(checkpoints, **options):
-    """The system of {system: prefix}, as of `find_checkpoints`; `options` are those that its class lists."""
-    return SYSTEMS[next(iter(checkpoints))](checkpoints, **options)
+    """The processor of recordings of {checkpoint name: prefix}; `options` are some of those of its System."""
+    return system_of(checkpoints).make(checkpoints, **options)
+
+
+def define_options(live=False):
+    """Defines the flags that single systems need, for nn/separate.py or for nn/live.py."""
+    for system in SYSTEMS:
+        system.define_options(live)
 
 
 def options_of_flags(system):
-    """Options of a system from those flags that the script has.
+    """Options of a System from those flags that the command has.
 
     Raises:
-        UserError: one was given and is another system's.
+        UserError: a flag of another system was given.
     """
     options = {}
-    for name in dict.fromkeys(option for kind in SYSTEMS.values() for option in kind.OPTIONS):
+    for name in dict.fromkeys(option for other in SYSTEMS for option in other.options):
         if name not in FLAGS:
             continue
-        if name in SYSTEMS[system].OPTIONS:
+        if name in system.options:
             options[name] = FLAGS[name].value
         elif FLAGS[name].present:
-            raise UserError(f"--{name}: {SYSTEMS[system].NAME} has no use for it; leave it out")
+            raise UserError(f"--{name}: {system.title} has no use for it; leave it out")
     return options

@@ -1,21 +1,21 @@
 """The contract of a system: what the commands need to know about it, stated once.
 
-`SYSTEM` in nn/systems/<system>/declaration.py is such a statement, and nn/systems/registry.py lists them all.
+`SYSTEM` in nn/systems/<system>/__init__.py is such a statement, and nn/systems/registry.py lists them all. A statement
+names the modules of its package, which are imported when they are needed.
 """
 
 import dataclasses
+import importlib
 import typing
 from collections.abc import Callable
 from typing import Any
-
-import keras
 
 
 class Exported(typing.NamedTuple):
     """A trained system, ready for export.
 
     Attributes:
-        separator: float32 [1, samples], once for each input, -> [1, talkers, samples].
+        separator: keras.Model, float32 [1, samples], once for each input, -> [1, talkers, samples].
         portable: the same without complex numbers, which ONNX and LiteRT do not have. It may be `separator` itself.
         sample_rate: Hz.
         talkers: number of outputs.
@@ -23,8 +23,8 @@ class Exported(typing.NamedTuple):
         inputs: names of the inputs.
     """
 
-    separator: keras.Model
-    portable: keras.Model
+    separator: Any
+    portable: Any
     sample_rate: int
     talkers: int
     settings: dict
@@ -79,28 +79,36 @@ class System:
 
     Attributes:
         name: of its folders and commands, such as "deep_casa".
-        recordings: the class that processes recordings, see nn.systems.registry. Its CHECKPOINTS are the names that
-            config.json gives to the networks of the system, its NAME is what messages call it.
-        define_options: defines the flags for `recordings.OPTIONS` that nn/separate.py has. Names that several systems
-            share are defined by the first.
-        export: {checkpoint name: prefix} -> Exported; None: the system cannot be exported.
-        benchmarks: {checkpoint name: Benchmark}.
-        define_benchmark_flags: defines the flags that `benchmarks` need besides those of all systems.
+        title: what messages call it, such as "Deep CASA".
+        checkpoints: names that config.json gives to its networks.
+        package: holds its modules. `recordings` has the class that processes recordings; `benchmark` has BENCHMARKS,
+            {checkpoint name: Benchmark}, and may have define_flags(); `export`, if there is one, has
+            export({checkpoint name: prefix}) -> Exported; `video`, if the system looks at faces, separates videos.
+        recordings: name of the class in `<package>.recordings`, see nn.systems.registry.
+        options: names of the arguments of this class that users may set by flags of the same names.
+        define_options: (live) -> None, defines these flags and others that only this system needs, for nn/separate.py
+            or for nn/live.py.
+        exportable: the checkpoint without which it cannot be exported; None: it cannot be exported at all.
     """
 
     name: str
-    recordings: Any
-    define_options: Callable = lambda: None
-    export: Callable | None = None
-    benchmarks: dict = dataclasses.field(default_factory=dict)
-    define_benchmark_flags: Callable = lambda: None
+    title: str
+    checkpoints: tuple
+    package: str
+    recordings: str
+    options: tuple = ()
+    define_options: Callable = lambda live: None
+    exportable: str | None = None
 
-    @property
-    def title(self):
-        """What messages and documents call it, such as "Deep CASA"."""
-        return self.recordings.NAME
+    def load(self, module):
+        """A module of its package."""
+        return importlib.import_module(f"{self.package}.{module}")
 
-    @property
-    def checkpoints(self):
-        """Names that config.json gives to its networks."""
-        return self.recordings.CHECKPOINTS
+    def make(self, checkpoints, **options):
+        """The processor of recordings of trained networks.
+
+        Args:
+            checkpoints: {checkpoint name: prefix}.
+            options: some of `options`.
+        """
+        return getattr(self.load("recordings"), self.recordings)(checkpoints, **options)

@@ -43,7 +43,6 @@ class Binaural:
 
     NAME = "Binaural TasNet"
     CHECKPOINTS = ("mimo_tasnet",)
-    OPTIONS = ()
     ENROLMENT = False
     FACES = False
     CHANNELS = len(EARS)

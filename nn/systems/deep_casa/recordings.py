@@ -28,7 +28,6 @@ class DeepCasa:
 
     NAME = "Deep CASA"
     CHECKPOINTS = ("dense_unet", "sequential_grouping")
-    OPTIONS = ("seed",)
     ENROLMENT = False
     FACES = False
     CHANNELS = None

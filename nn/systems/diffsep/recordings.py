@@ -252,7 +252,6 @@ class Diffusion:
 
     NAME = "DiffSep"
     CHECKPOINTS = tuple(NETWORKS)
-    OPTIONS = ("steps", "snr", "corrector_steps", "solver", "seed")
     ENROLMENT = False
     FACES = False
     CHANNELS = None

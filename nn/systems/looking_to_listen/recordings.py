@@ -271,7 +271,6 @@ class AudioVisual:
 
     NAME = "Looking to Listen"
     CHECKPOINTS = (SYSTEM,)
-    OPTIONS = ()
     ENROLMENT = False
     FACES = True
     CHANNELS = None

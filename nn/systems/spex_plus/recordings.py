@@ -354,7 +354,6 @@ class TargetTalker:
 
     NAME = "SpEx+"
     CHECKPOINTS = ("spex_plus",)
-    OPTIONS = ("level", "reject", "threshold")
     ENROLMENT = True
     FACES = False
     CHANNELS = None
