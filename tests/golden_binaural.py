@@ -8,7 +8,7 @@ from golden_case import UPDATE_TOLERANCE, norm_and_head, summary
 from models import losses
 from models.binaural_tasnet.network import MimoTasnet, interaural_features, interaural_spectra, nearest_frames
 from nn.checkpoints import ours as checkpoint
-from nn.checkpoints.readers import ArrayReader
+from nn.checkpoints.readers import of_arrays
 from nn.scoring import spatial_metrics
 from nn.systems.binaural_tasnet.training import BinauralSeparation, write_audio
 from nn.training import loop, rules
@@ -22,7 +22,7 @@ NORMS = {"gLN": "global", "cLN": "channel"}
 def make_model(case):
     """The model of a case, with its weights sent through the converter; and {our weight: reference name}."""
     config = case.config
-    reader = ArrayReader(case.meta["case"], case.weights())
+    reader = of_arrays(case.meta["case"], case.weights())
     settings = reader.settings() | {
         "wiring": config["yaml"].split("-")[0],
         "norm": NORMS[config["norm_type"]],

@@ -10,7 +10,7 @@ from models.diffsep.sampling import PredictorCorrector, RecordedNoise, score_of
 from models.diffsep.sde import PROCESSES, MixSDE, normalise, time_grid
 from models.losses import permutations
 from nn.checkpoints import ours as checkpoint
-from nn.checkpoints.readers import DiffsepReader
+from nn.checkpoints.diffsep import DiffsepReader
 from nn.training.optimizers import make_optimizer
 from nn.training.step import NormHistory, TrainStep, average_decay
 

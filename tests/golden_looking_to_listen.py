@@ -20,7 +20,7 @@ from models.looking_to_listen.network import (
 )
 from models.looking_to_listen.spectra import Frontend
 from nn.checkpoints import ours as checkpoint
-from nn.checkpoints.readers import ArrayReader
+from nn.checkpoints.readers import of_arrays
 from nn.scoring import metrics
 from nn.systems.looking_to_listen.training import AudioVisualSeparation
 from nn.training import rules
@@ -37,7 +37,7 @@ EDGE = 200  # samples at the ends of waves that the reference divides by next to
 def make_model(case):
     """(model, {our weight: reference name}) of a case, its weights sent through the converter of --resume_model."""
     config = case.config
-    reader = ArrayReader(case.meta["case"], case.weights())
+    reader = of_arrays(case.meta["case"], case.weights())
     settings = reader.settings() | {"reshape": config.get("reshape", "")}
     known = dict(num_person="faces", audio_channels="channels", audio_last_channels="last_channels", fc_units="units")
     for name in config.keys() & {*known, "video_channels", "embedding_dim", "lstm_units", "frames", "bins"}:

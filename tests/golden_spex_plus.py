@@ -7,7 +7,7 @@ from golden_case import GRADIENT_TOLERANCE, UPDATE_TOLERANCE, norm_and_head, sum
 from models import losses
 from models.spex_plus.network import BRANCHES, SpexPlus
 from nn.checkpoints import ours as checkpoint
-from nn.checkpoints.readers import ArrayReader
+from nn.checkpoints.readers import of_arrays
 from nn.scoring import metrics
 from nn.systems.spex_plus.training import TargetExtraction
 from nn.training import loop, rules
@@ -33,7 +33,7 @@ def is_seed(case):
 def make_model(case):
     """The model of a case, with its weights sent through the converter; and {our weight: reference name}."""
     weights = case.weights()
-    reader = ArrayReader(case.meta["case"], weights)
+    reader = of_arrays(case.meta["case"], weights)
     settings = reader.settings() | {"parity": True, "causal": case.config.get("causal", False)}
     mask = case.config.get("non_linear", "relu")
     settings["mask"] = "batch_softmax" if mask == "softmax" else mask
@@ -69,7 +69,7 @@ def check_outputs(case, outputs, prefix="out/", tolerance=1e-4):
 def first_probe_that_differs(case, model, run):
     """Name of the first 1x1 convolution or residual block of ours whose output is off."""
     theirs_of = {
-        ours.split("/")[0]: theirs for ours, theirs in ArrayReader("", case.weights()).reference_names(model).items()
+        ours.split("/")[0]: theirs for ours, theirs in of_arrays("", case.weights()).reference_names(model).items()
     }
     outputs = {}
     for layer in [*model.speaker_blocks, *model.blocks, *model.masks, model.speaker_output]:

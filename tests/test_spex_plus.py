@@ -633,7 +633,7 @@ def test_config_that_is_of_no_use(tmp_path, name, text, said):
     ("spoil", "said"),
     [
         (lambda weights: {name: x for name, x in weights.items() if "encoder" in name[:15]}, "is missing in it"),
-        (lambda weights: None, "a PyTorch file, but not of SpEx+"),
+        (lambda weights: None, "a PyTorch file, but not of one of these"),
         (lambda weights: {name: x * np.nan if name.endswith(".0.bias") else x for name, x in weights.items()}, "NaN"),
     ],
 )

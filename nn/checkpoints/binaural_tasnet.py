@@ -6,7 +6,17 @@ import pathlib
 import re
 
 from models.binaural_tasnet.network import EARS
-from nn.checkpoints.torch_file import _CONV, _NORM, _PLAIN_CONV, _SLOPE, _blocks, _count, _names
+from nn.checkpoints.torch_file import (
+    _CONV,
+    _NORM,
+    _PLAIN_CONV,
+    _SLOPE,
+    ArrayReader,
+    _blocks,
+    _count,
+    _names,
+    tensors,
+)
 
 # Of a folder of SpeechBrain.
 PARTS = tuple(part + side for part in ("encoder", "masknet", "decoder") for side in "LR")
@@ -108,3 +118,40 @@ def speechbrain_settings(shapes):
         dilations=_count(shapes, re.escape(block.format("0_@")).replace("@", r"(\d+)")),
         repeats=_count(shapes, re.escape(block.format("@_0")).replace("@", r"(\d+)")),
     )
+
+
+class SpeechbrainReader(ArrayReader):
+    """A folder of BinauralWSJ0Mix by SpeechBrain.
+
+    Its settings are all but causal, mask and norm; "cross" looks like "parallel" unless its projection is there, see
+    `named_wiring`.
+    """
+
+    SOURCE = "a folder of BinauralWSJ0Mix by SpeechBrain"
+    MARK = "masknetL.bottleneck_conv1x1.conv.weight"
+    variant = "speechbrain"
+    system = "mimo_tasnet"
+
+    @staticmethod
+    def find_folder(path):
+        return find_folder(path)
+
+    @staticmethod
+    def files_of(folder):
+        """Paths of the files of a folder."""
+        return list(part_files(folder).values())
+
+    @classmethod
+    def of_folder(cls, folder):
+        """Reader of a folder that `find_folder` found."""
+        files = part_files(folder)
+        return cls(folder, {f"{part}.{name}": x for part, file in files.items() for name, x in tensors(file).items()})
+
+    def reference_names(self, model):
+        return speechbrain_names(model)
+
+    def sizes(self):
+        return speechbrain_settings(self.shapes)
+
+
+READERS = (SpeechbrainReader,)

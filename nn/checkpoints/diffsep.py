@@ -10,6 +10,7 @@ import re
 import numpy as np
 
 from feat.base.files import UserError
+from nn.checkpoints.torch_file import ArrayReader, arrays_of
 
 NETWORK = "score_model.backbone."
 MARKS = {"ncsnpp": "all_modules.0.W", "cdiffuse": "diffusion_embedding.projection1.weight"}
@@ -213,3 +214,50 @@ def as_arrays(weights):
     if system_of(arrays) == "cdiffuse":
         arrays = {name.removeprefix("score_model.").removeprefix("backbone."): x for name, x in arrays.items()}
     return arrays
+
+
+class DiffsepReader(ArrayReader):
+    """A file of DiffSep, with the configuration of its training.
+
+    Args:
+        config: see `configuration`; {} if it is not known.
+    """
+
+    SOURCE = "DiffSep by fakufaku/diffusion-separation"
+    variant = "diffsep"
+
+    def __init__(self, prefix, arrays, config=None):
+        super().__init__(prefix, as_arrays(arrays))
+        self.config = config or {}
+
+    @classmethod
+    def holds(cls, names):
+        return system_of(names) is not None
+
+    @classmethod
+    def of_file(cls, path, stored):
+        held = stored.get("state_dict")
+        if isinstance(held, dict) and system_of(held):
+            return cls(path, arrays_of(averaged(path, stored)), configuration(stored))
+        return cls(path, arrays_of(stored))
+
+    @property
+    def system(self):
+        return system_of(self.shapes)
+
+    def __call__(self, name):
+        return in_our_layout(name, self.arrays[name])
+
+    def reference_names(self, model):
+        """{weight of ours: name here}. Raises UserError for another number of sources."""
+        check_sources(self, model)
+        theirs = {"ncsnpp": ncsnpp_name, "cdiffuse": cdiffuse_name}[self.system]
+        names = (variable.path.split("/", 1)[1] for variable in model.variables)
+        return {name: theirs(name) for name in names if not name.endswith("seed_generator_state")}
+
+    def settings(self):
+        """Constructor arguments of the network; those that neither configuration nor arrays tell are left out."""
+        return settings_of(self)
+
+
+READERS = (DiffsepReader,)

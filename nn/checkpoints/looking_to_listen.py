@@ -1,7 +1,7 @@
 """Checkpoints of Looking to Listen by vitrioil/Speech-Separation and asteroid: names of weights, and sizes."""
 
 from models.looking_to_listen.network import AUDIO_LAYERS, PARITY, VIDEO_LAYERS
-from nn.checkpoints.torch_file import _CONV, _TORCH_BATCH_NORM, _names
+from nn.checkpoints.torch_file import _CONV, _TORCH_BATCH_NORM, ArrayReader, _names
 
 
 def catalyst_names(model):
@@ -44,3 +44,30 @@ def catalyst_settings(shapes):
         bins=units_of_masks // (2 * faces),
         frames=shapes["batch_norm1.weight"][0],
     )
+
+
+class CatalystReader(ArrayReader):
+    """A file of vitrioil/Speech-Separation or of the recipe of asteroid, which train with catalyst."""
+
+    SOURCE = "Looking to Listen by vitrioil/Speech-Separation or asteroid"
+    MARK = "audio_output.conv1.weight"
+    variant = "catalyst"
+    system = "looking_to_listen"
+
+    def __init__(self, prefix, arrays):
+        super().__init__(prefix, arrays)
+        # PyTorch's LSTM has two biases, which are only ever added.
+        for name in ("lstm.bias_ih_l0", "lstm.bias_ih_l0_reverse"):
+            other = name.replace("_ih_", "_hh_")
+            if name in self.arrays and other in self.arrays:
+                self.arrays[name.replace("_ih_", "_")] = self.arrays.pop(name) + self.arrays.pop(other)
+        self.shapes = {name: array.shape for name, array in self.arrays.items()}
+
+    def reference_names(self, model):
+        return catalyst_names(model)
+
+    def sizes(self):
+        return catalyst_settings(self.shapes)
+
+
+READERS = (CatalystReader,)

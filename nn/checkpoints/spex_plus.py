@@ -14,6 +14,7 @@ from nn.checkpoints.torch_file import (
     _SLOPE,
     _TORCH_BATCH_NORM,
     _TORCH_NORM,
+    ArrayReader,
     _bank,
     _blocks,
     _count,
@@ -211,3 +212,38 @@ def authors_settings(shapes):
         dilations=_count(shapes, r"conv_block_1_other\.(\d+)\.conv1x1\.weight") + 1,
         norm=norm,
     )
+
+
+class SeedReader(ArrayReader):
+    """A file of ir4kgl/ss_dla. Its settings are all but causal and mask."""
+
+    SOURCE = "SpEx+ by ir4kgl/ss_dla"
+    MARK = "speech_encoder.short_encoder.weight"
+    OPTIMIZER = "optimizer"
+    variant = "seed"
+    system = "spex_plus"
+
+    def reference_names(self, model):
+        return seed_names(model)
+
+    def sizes(self):
+        return seed_settings(self.shapes)
+
+
+class AuthorsReader(ArrayReader):
+    """A file of gemengtju/SpEx_Plus. Its settings are all but causal and mask."""
+
+    SOURCE = "SpEx+ by gemengtju/SpEx_Plus"
+    MARK = "encoder_1d_short.weight"
+    OPTIMIZER = "optim_state_dict"
+    variant = "authors"
+    system = "spex_plus"
+
+    def reference_names(self, model):
+        return authors_names(model)
+
+    def sizes(self):
+        return authors_settings(self.shapes)
+
+
+READERS = (SeedReader, AuthorsReader)

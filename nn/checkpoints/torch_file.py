@@ -1,11 +1,8 @@
-"""Checkpoints of the PyTorch reference implementations, by the names of their weights.
+"""Reads checkpoints that PyTorch wrote.
 
-SpEx+ has two: ir4kgl/ss_dla ("seed") and gemengtju/SpEx_Plus ("authors"); Binaural TasNet has that of SpeechBrain
-("speechbrain"), whose checkpoints are folders with a file for each part; DiffSep has fakufaku/diffusion-separation
-("diffsep", see nn.checkpoints.diffsep); Looking to Listen has vitrioil/Speech-Separation and the recipe of asteroid,
-which have the same names ("catalyst", after their training loop). Which one it is, and the sizes of the network, follow
-from names and shapes inside. Files are read with torch's `weights_only`, which runs nothing that a
-file may hold; torch itself is needed for this alone: pip install "deep-casa[convert]".
+Each reference implementation has a subclass of ArrayReader in nn/checkpoints/<system>.py. Which one a file is of, and
+the sizes of its network, follow from the names and shapes inside. Files are read with torch's `weights_only`, which
+runs nothing that a file may hold. torch is needed for this alone: pip install "deep-casa[convert]".
 """
 
 import os
@@ -18,7 +15,6 @@ import numpy as np
 from feat.base.files import UserError, brief
 
 WEIGHTS = ("state_dict", "model_state_dict")  # under which files keep them
-OPTIMIZERS = {"seed": "optimizer", "authors": "optim_state_dict"}  # and the state of the optimiser
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # what optimisers do not know
 
 
@@ -29,6 +25,87 @@ def is_torch_file(path):
     with open(path, "rb") as file:
         start = file.read(4)
     return start[:2] == b"PK" or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04")
+
+
+class ArrayReader:
+    """The arrays of a PyTorch checkpoint by name, their axes reversed, which makes kernels channels-last.
+
+    It has the same interface as nn.checkpoints.ours.Reader. Each reference implementation has a subclass, in
+    nn/checkpoints/<system>.py, which lists them as READERS.
+
+    Args:
+        prefix: name of the file, for messages.
+        arrays: {name: array}, in PyTorch's layout.
+
+    Attributes:
+        SOURCE: which implementation it is, for messages.
+        MARK: name of a weight that files of this implementation alone have.
+        OPTIMIZER: key of the file under which the state of the optimiser is; None if training does not go on from it.
+        variant: short name of the implementation.
+        system: name that our config.json gives to such a network.
+        training: see `training_of`; {} if the file does not tell.
+    """
+
+    SOURCE = variant = system = MARK = OPTIMIZER = None
+    is_reference = True
+
+    def __init__(self, prefix, arrays):
+        self.prefix = prefix
+        self.training = {}
+        self.arrays = {
+            name.removeprefix("module."): np.asarray(array)
+            for name, array in arrays.items()
+            if not name.endswith("num_batches_tracked")
+        }
+        self.shapes = {name: array.shape for name, array in self.arrays.items()}
+
+    @classmethod
+    def holds(cls, names):
+        """Whether a file with weights of these names is of this implementation."""
+        return any(name.removeprefix("module.") == cls.MARK for name in names)
+
+    @classmethod
+    def of_file(cls, path, stored):
+        """Reader of what torch.save was given for a file."""
+        reader = cls(path, arrays_of(stored))
+        if cls.OPTIMIZER:
+            reader.training = training_of(stored, cls.OPTIMIZER)
+        return reader
+
+    @staticmethod
+    def find_folder(path):
+        """The folder of a checkpoint that consists of several files: `path`, or the best below it; else None."""
+        return None
+
+    def __call__(self, name):
+        return self.arrays[name].T
+
+    def reference_names(self, model):
+        """{weight of ours: name here}."""
+        raise NotImplementedError
+
+    def sizes(self):
+        """Constructor arguments that the shapes of the arrays tell. Raises KeyError where arrays are missing."""
+        raise NotImplementedError
+
+    def restore_slots(self, model, optimizer):
+        """Assigns the state of PyTorch's Adam; says whether the file and the optimiser have it."""
+        return restore_slots(self, model, optimizer)
+
+    def is_surplus(self, name):
+        """Whether a name that no weight of the model has asked for is a weight that the model lacks."""
+        return True
+
+    def settings(self):
+        """Constructor arguments that the arrays tell.
+
+        Raises:
+            UserError: arrays are missing.
+        """
+        try:
+            return self.sizes()
+        except KeyError as error:
+            raise UserError(f"{self.prefix}: {error.args[0]} is missing in it; download it again") from error
 
 
 def training_of(stored, optimizer):
@@ -46,7 +123,7 @@ def training_of(stored, optimizer):
         state, groups = stored[optimizer]["state"], stored[optimizer]["param_groups"]
         numbers = [number for group in groups for number in group["params"]]
         names, seen = [], set()
-        for name, value in _weights_of(stored).items():
+        for name, value in weights_of(stored).items():
             # One that stands under two names is known to the optimiser once.
             where = value.data_ptr(), tuple(value.shape)
             if not name.endswith(BUFFERS) and where not in seen:
@@ -87,10 +164,10 @@ def tensors(path):
     Raises:
         UserError: torch is missing, or the file cannot be read.
     """
-    return _arrays(_load(path))
+    return arrays_of(load(path))
 
 
-def _load(path):
+def load(path):
     """What torch.save was given for a file; for objects of unknown classes, what is known of them."""
     try:
         import torch
@@ -107,16 +184,16 @@ def _load(path):
     return stored
 
 
-def _arrays(stored):
+def arrays_of(stored):
     """{name: array} of what a file held."""
     # NumPy knows no bfloat16.
     return {
         name: (value.float() if value.is_floating_point() and value.element_size() == 2 else value).detach().numpy()
-        for name, value in _weights_of(stored).items()
+        for name, value in weights_of(stored).items()
     }
 
 
-def _weights_of(stored):
+def weights_of(stored):
     """{name: tensor} of what a file held."""
     weights = stored
     for key in WEIGHTS:
