@@ -27,8 +27,13 @@ def main(_):
     print(f"{settings.feat_folder}: {written} mixtures written, {found} found whole")
 
 
-if __name__ == "__main__":
+def define_flags():
+    """Flags of the command."""
     define_feature_flags()
     flags.DEFINE_list("sets", list(SETS), "sets to compute")
     flags.DEFINE_integer("num_workers", 0, "processes; 0: one for every core", lower_bound=0)
+
+
+if __name__ == "__main__":
+    define_flags()
     run_script(main)

@@ -115,7 +115,9 @@ def _separate(separator, path, name, voice, done):
 
 main.takes_arguments = True
 
-if __name__ == "__main__":
+
+def define_flags():
+    """Flags of the command."""
     flags.DEFINE_multi_string("resume_model", [], "checkpoint of a stage (give it for each), or a folder with all")
     flags.DEFINE_string("output_dir", "separated", "folder of the separated files")
     flags.DEFINE_enum("channels", "mean", ["mean", "each"], "separate the mean of a recording's channels, or each")
@@ -134,4 +136,8 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string("video", [], "video, for systems that separate the voices of the faces in it; repeat")
     flags.DEFINE_multi_string("enrolment", [], "recording of the wanted talker, for systems that extract one; repeat")
     define_options()
+
+
+if __name__ == "__main__":
+    define_flags()
     run_script(main)

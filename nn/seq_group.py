@@ -26,10 +26,15 @@ def main(_):
     {"0": train_stage, "1": infer}[FLAGS.is_deploy]()
 
 
-if __name__ == "__main__":
+def define_flags():
+    """Flags of the command."""
     training.define_flags(learning_rate=2.5e-4, lr_decay=0.93)
     flags.DEFINE_float("keep_prob", 0.7, "probability of keeping each outer tap of the dilated filters", 0.0, 1.0)
     training.define_grouping_flags()
     flags.DEFINE_float("beta_2", 0.9, "of Adam", 0.0, 1.0)
     flags.DEFINE_string("simul_model", "", "checkpoint of the first stage, to make its estimates with")
+
+
+if __name__ == "__main__":
+    define_flags()
     run_script(main)

@@ -25,10 +25,15 @@ def main(_):
     {"0": train_stage, "1": infer, "2": export}[FLAGS.is_deploy]()
 
 
-if __name__ == "__main__":
+def define_flags():
+    """Flags of the command."""
     training.define_flags(learning_rate=1e-4, lr_decay=0.84)
     flags.DEFINE_float("keep_prob", 0.5, "1 - drop-out before each down-sampling, not causal only", 0.0, 1.0)
     flags.DEFINE_integer("batch_frames", 200, "frames of a training segment, causal only", lower_bound=1)
     flags.DEFINE_enum("pit", "frame", ["frame", "utterance"], "choose the order in every frame, or once: uPIT")
     flags.DEFINE_list("export_sets", list(SETS), "sets whose estimates --is_deploy 2 writes")
+
+
+if __name__ == "__main__":
+    define_flags()
     run_script(main)
