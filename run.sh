@@ -10,17 +10,23 @@ set -euo pipefail
 cd "$(dirname "$0")"
 python=${PYTHON:-python3}
 
-# Creates .venv and installs the package with the extras $1, unless that was done for this setup.py already.
+make_venv() {
+  [ -x .venv/bin/python ] || "$python" -m venv .venv
+}
+
+# Installs the package with the extras $1 in .venv, unless that was done for this setup.py already.
 install() {
   local stamp=".venv/installed_$1"
-  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  make_venv
   if ! cmp -s setup.py "$stamp"; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${1:+[$1]}"
     cp setup.py "$stamp"
   fi
 }
 
-if [ ! -x .venv/bin/python ] && ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+if [ -x .venv/bin/python ]; then
+  python=.venv/bin/python
+elif ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   echo "error: $python is older than Python 3.11; name a newer one with PYTHON=..." >&2
   exit 1
 fi
@@ -39,13 +45,11 @@ case ${1:-} in
     exec .venv/bin/python -m pytest --numprocesses=$(($(getconf _NPROCESSORS_ONLN) + 1)) --dist=loadfile \
       --no-loadscope-reorder "$@"
     ;;
+  "" | -h | --help) exec "$python" -m nn.pipeline --help ;;
   *)
-    if [ ! -x .venv/bin/python ]; then
-      # Help needs no packages. An unknown recipe is refused here.
-      "$python" -m nn.pipeline "${1:---help}" --help > /dev/null
-      case " $* " in "  " | *" --help "* | *" -h "*) exec "$python" -m nn.pipeline "$@" ;; esac
-      install ""
-    fi
-    exec .venv/bin/python -m nn.pipeline "$@" ${1:+--install}
+    # A recipe that does not exist is refused before anything is made.
+    "$python" -m nn.pipeline "$1" --help > /dev/null
+    make_venv
+    exec .venv/bin/python -m nn.pipeline "$@" --install
     ;;
 esac

@@ -30,6 +30,10 @@ from nn.systems.spex_plus.recipe import RECIPE as SPEX_PLUS
 RECIPES = (DEEP_CASA, SPEX_PLUS, BINAURAL_TASNET, LOOKING_TO_LISTEN, DIFFSEP)
 
 
+class NotInstalledError(UserError):
+    """A package that commands import is missing."""
+
+
 def main(arguments):
     """Runs the command line without the name of the program, and returns the exit code."""
     try:
@@ -56,11 +60,19 @@ def run(arguments):
         print(describe(recipe))
         return 0
     given = Given.parse(argument for argument in rest if argument not in ("--plan", "--install"))
-    runs, plan_only = recipe.runs(given), "--plan" in rest
+    plan_only, runs = "--plan" in rest, recipe.runs(given)
     values = [recipe.values(its.given) for its in runs]
-    handed = hand_on(recipe, given, values)
     extras = dict.fromkeys(extra for its in values for extra in expand(recipe.extras, its))
-    if "--install" in rest and not plan_only and (code := execute(["./run.sh", "install", ",".join(extras)])):
+    install = ["./run.sh", "install", ",".join(extras)] if "--install" in rest and not plan_only else None
+    try:
+        handed = hand_on(recipe, given, values)
+    except NotInstalledError:
+        if not install:
+            raise
+        if code := execute(install):
+            return code
+        handed = hand_on(recipe, given, values)
+    if install and (code := execute(install)):
         return code
     for its, flags in zip(runs, handed):
         if its.title:
@@ -120,25 +132,12 @@ def hand_on(recipe, given, values):
 
     Raises:
         UserError: no command has a flag, or the stages set it, or a command does not take a value.
+        NotInstalledError: the commands cannot be imported.
     """
-    scopes = {command.scope for command in recipe.commands()} - {""}
-    texts = []
-    for name, value in given.flags:
-        if name in (*PIPELINE_FLAGS, *recipe.settled_flags):
-            continue
-        scope, dot, bare = name.partition(".")
-        scope, bare = (scope, bare) if dot and scope in scopes else ("", name)
-        if bare in recipe.stage_flags:
-            raise UserError(f"--{bare} is set by the stages; run the script itself to give it")
-        texts.append((scope, bare, f"--{bare}" if value is None else f"--{bare}={value}"))
-    commands = recipe.commands()
+    texts, commands = recipe.flags_for_commands(given), recipe.commands()
     if all(name in PIPELINE_FLAGS for name, _ in given.flags):
         return [[[] for _ in commands] for _ in values]  # reading the flags of the commands takes seconds
-    requests = [
-        (command.path, command.scope, command.withheld, command.own_flags(its))
-        for its in values
-        for command in commands
-    ]
+    requests = [(c.path, c.scope, c.withheld, c.own_flags(its)) for its in values for c in commands]
     taken = apart(share_out, requests, texts)
     return [taken[i : i + len(commands)] for i in range(0, len(taken), len(commands))]
 
@@ -220,7 +219,9 @@ def apart(function, *arguments):
         try:
             return pool.submit(function, *arguments).result()
         except ModuleNotFoundError as error:
-            raise UserError(f"{error.name} is not installed; ./run.sh install corpus installs it") from error
+            raise NotInstalledError(f"{error.name} is not installed; run ./run.sh install corpus") from error
+        except futures.process.BrokenProcessPool as error:
+            raise UserError(f"the flags of the commands could not be read: {error}") from error
 
 
 def _be_quiet():
@@ -230,9 +231,9 @@ def _be_quiet():
 
 def execute(line):
     """Runs a command, and returns its exit code as a shell does. Ctrl-C and SIGTERM are left to the command."""
-    process = None
+    process, interrupts = None, []
     handlers = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number)),
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process and process.terminate()),
     }
     try:
@@ -241,7 +242,9 @@ def execute(line):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    return code if code >= 0 else 128 - code
+    if code:
+        return code if code > 0 else 128 - code
+    return 128 + signal.SIGINT if interrupts else 0
 
 
 def python_path():
@@ -273,18 +276,17 @@ def describe(recipe):
         paths = dict.fromkeys(command.path for command in stage.commands)
         lines.append(f"  {number}  {stage.title:<36} {', '.join(paths)}")
     flags = [name for name in recipe.settled_flags if not name.startswith("no")]
-    scopes = list(dict.fromkeys(command.scope for command in recipe.commands() if command.scope))
     lines += [
         "",
-        f"--preset {'|'.join(PRESETS)}      sizes and schedules: small ones, or the published ones",
+        f"--preset {'|'.join(PRESETS)}        sizes and schedules: small ones, or the published ones",
         "--stage N, --stop_stage N      first and last stage to run",
         "--exp_name, --time_stamp       names of the experiment and of the run",
         "--plan                         prints the commands, and runs none",
         f"--{', --'.join(flags)}: see nn/systems/{recipe.name}/README.md",
         "Any other flag is handed to every command that has it. `python COMMAND --helpfull` lists them.",
     ]
-    if scopes:
-        lines.append(f"A flag for some commands alone: --{'.FLAG, --'.join(scopes)}.FLAG")
+    if recipe.scopes():
+        lines.append(f"A flag for some commands alone: --{'.FLAG, --'.join(recipe.scopes())}.FLAG")
     return "\n".join(lines)
 
 

@@ -148,6 +148,24 @@ class Recipe:
         """[Command] of all stages."""
         return [command for stage in self.stages for command in stage.commands]
 
+    def scopes(self):
+        """Names of the scopes, in the order of the commands."""
+        return list(dict.fromkeys(command.scope for command in self.commands() if command.scope))
+
+    def flags_for_commands(self, given):
+        """[(scope or "", name, flag)] of what was given for commands. Raises UserError for what the stages set."""
+        chosen = []
+        for name, value in given.flags:
+            if name in (*PIPELINE_FLAGS, *self.settled_flags):
+                continue
+            scope, dot, bare = name.partition(".")
+            if not (dot and scope in self.scopes()):
+                scope, bare = "", name
+            if bare in self.stage_flags:
+                raise UserError(f"--{bare} is set by the stages; run the script itself to give it")
+            chosen.append((scope, bare, f"--{bare}" if value is None else f"--{bare}={value}"))
+        return chosen
+
 
 def make_talkers(number, rate="{rate}", **options):
     """The Command that synthesises single talkers in {talkers_folder}, unless {instead} was given.

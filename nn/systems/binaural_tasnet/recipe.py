@@ -145,7 +145,7 @@ RECIPE = Recipe(
     aliases=("binaural",),
     summary="separates talkers for two ears, and keeps their directions",
     time="9 minutes",
-    product="separated wavs in exp/binaural_2speakers/output_tt/audio_results, scores in the folder above it",
+    product="separated wavs in exp/binaural_2speakers/output_tt/audio_results",
     settle=settle,
     settled_flags=(
         "data_folder",

@@ -71,7 +71,7 @@ RECIPE = Recipe(
     name="diffsep",
     summary="separates talkers, and enhances noisy speech, by diffusion",
     time="17 minutes",
-    product="sound, figures and scores in exp/diffsep/results",
+    product="sound and scores in exp/diffsep/results",
     settle=settle,
     settled_flags=(
         "wsj0_mix",

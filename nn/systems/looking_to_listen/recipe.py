@@ -51,9 +51,8 @@ def settle(given):
 RECIPE = Recipe(
     name="looking_to_listen",
     summary="separates the voices of the faces in a video",
-    time="14 minutes on a shared machine",
-    product="separated wavs in exp/looking_to_listen/output_test, a video of each face in"
-    " exp/looking_to_listen/conversation",
+    time="14 minutes (shared machine)",
+    product="separated wavs in exp/looking_to_listen/output_test",
     settle=settle,
     settled_flags=("data_folder", "video_list", "dynamic_mixing", "nodynamic_mixing"),
     stage_flags=("is_deploy", "resume_model", "table", "list", "output_dir", "video", "swap_faces"),
