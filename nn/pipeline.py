@@ -59,8 +59,9 @@ def run(arguments):
     if "--help" in rest or "-h" in rest:
         print(describe(recipe))
         return 0
-    given = Given.parse(argument for argument in rest if argument not in ("--plan", "--install"))
-    plan_only, runs = "--plan" in rest, recipe.runs(given)
+    plan_only = "--plan" in rest
+    given = Given.parse((argument for argument in rest if argument not in ("--plan", "--install")), plan_only)
+    runs = recipe.runs(given)
     values = [recipe.values(its.given) for its in runs]
     extras = dict.fromkeys(extra for its in values for extra in expand(recipe.extras, its))
     install = ["./run.sh", "install", ",".join(extras)] if "--install" in rest and not plan_only else None
@@ -77,20 +78,19 @@ def run(arguments):
     for its, flags in zip(runs, handed):
         if its.title:
             print(f"=== {its.title}")
-        if code := run_stages(recipe, its.given, flags, plan_only):
+        if code := run_stages(recipe, its.given, flags):
             return code
     if recipe.finish and not plan_only and (text := recipe.finish(given)):
         print(text, end="")
     return 0
 
 
-def run_stages(recipe, given, handed, plan_only=False):
+def run_stages(recipe, given, handed):
     """Goes through the stages once.
 
     Args:
         recipe, given: Recipe and Given.
         handed: for every command of the recipe [flag] of those that were given.
-        plan_only: print the commands, and run none.
 
     Returns:
         The exit code of the command that failed, or 0.
@@ -108,14 +108,14 @@ def run_stages(recipe, given, handed, plan_only=False):
                 continue
             line = [python_path(), command.path, *command.own_flags(values), *flags]
             print("+", shlex.join(line), flush=True)
-            if not plan_only and (code := execute(line)):
+            if not given.plan_only and (code := execute(line)):
                 return code
     if given.stage <= len(recipe.stages) and given.stop_stage >= recipe.results_stage:
         print()
         for result in recipe.results:
             if not result.when or values[result.when]:
                 print(f"{result.what:<22} {result.where.format_map(values)}")
-    if not plan_only:
+    if not given.plan_only:
         print(f"done in {time.monotonic() - start:.0f} s", flush=True)
     return 0
 

@@ -211,17 +211,18 @@ class Given:
 
     Attributes:
         flags: [(name, value)] in their order. The value of `--name` is None.
+        plan_only: whether no command is run, so that files of earlier stages are not there yet.
     """
 
-    def __init__(self, flags):
-        self.flags = list(flags)
+    def __init__(self, flags, plan_only=False):
+        self.flags, self.plan_only = list(flags), plan_only
         self.preset = self.value("preset", PRESETS[0])
         if self.preset not in PRESETS:
             raise UserError(f"--preset {self.preset}: there are {' and '.join(PRESETS)}")
         self.stage, self.stop_stage = self._stage("stage", 1), self._stage("stop_stage", 9)
 
     @classmethod
-    def parse(cls, arguments):
+    def parse(cls, arguments, plan_only=False):
         """Given of a command line: --name=value, --name value or --name.
 
         Raises:
@@ -238,7 +239,7 @@ class Given:
             if value is None and name in PIPELINE_FLAGS:
                 raise UserError(f"--{name}: a value is missing; give --{name} VALUE")
             flags.append((name, value))
-        return cls(flags)
+        return cls(flags, plan_only)
 
     def value(self, name, default=""):
         """The last value that a flag was given, or else the default."""
@@ -269,10 +270,14 @@ class Given:
         """Whether the stage of this number was asked for."""
         return self.stage <= number <= self.stop_stage
 
+    def will_be_made(self, number):
+        """Whether a plan has the stage of this number, which would have made its files by now."""
+        return self.plan_only and self.runs_stage(number)
+
     def replaced(self, **values):
         """Given with other values of some flags."""
         kept = [(name, value) for name, value in self.flags if name not in values]
-        return Given(kept + [(name, value) for name, value in values.items() if value is not None])
+        return Given(kept + [(name, value) for name, value in values.items() if value is not None], self.plan_only)
 
     def _stage(self, name, default):
         text = self.value(name, str(default))

@@ -31,9 +31,8 @@ def settle(given):
     own_data, own_list = given.value("data_folder"), given.value("video_list")
     data, exp_name = own_data or "faces", given.value("exp_name", "looking_to_listen")
     videos, drawn = own_list or f"{data}/list.csv", not (own_data or own_list)
-    # Drawn videos have a list and a test set as soon as the stages that make them were asked for.
-    listed = drawn and given.runs_stage(1) or os.path.isfile(videos)
-    tested = drawn and given.runs_stage(3) or os.path.isfile(f"{data}/test.csv")
+    listed = os.path.isfile(videos) or drawn and given.will_be_made(1)
+    tested = os.path.isfile(f"{data}/test.csv") or drawn and given.will_be_made(3)
     return {
         "data": data,
         "list": videos,
