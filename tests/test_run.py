@@ -1,12 +1,17 @@
 """run.sh as a person starts it, in a copy of the repository that counts as installed."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
 import speech
+
+from feat.corpora.lists import SETS
+from nn import pipeline
+from nn.systems.recipe import PRESETS, Given
 
 
 @pytest.fixture(scope="module")
@@ -35,26 +40,31 @@ def run(repository, *arguments, **named):
     )
 
 
-@pytest.fixture(scope="module")
-def planner(repository, tmp_path_factory):
-    """The repository with a Python that does nothing, so that run.sh only says what it would run."""
-    folder = tmp_path_factory.mktemp("planner") / "repository"
-    shutil.copytree(repository, folder)
-    (folder / ".venv/bin/python").write_text("#!/bin/sh\n")
-    return folder
+@pytest.fixture
+def planner(monkeypatch, capsys, tmp_path):
+    """Calls nn/pipeline.py within this process, which has TensorFlow already; gives exit code, stdout and stderr."""
+    monkeypatch.setattr(pipeline, "apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.chdir(tmp_path)
+
+    def run_here(*arguments):
+        capsys.readouterr()
+        code = pipeline.main(arguments)
+        return code, *capsys.readouterr()
+
+    return run_here
 
 
-def plan(planner, *arguments):
-    """{number of a stage: [[script, flag, ...]]} of Deep CASA, and what was printed."""
-    done = run(planner, "deep_casa", *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
+def plan(planner, *arguments, recipe="deep_casa"):
+    """{number of a stage: [[script, flag, ...]]} of a recipe, and what was printed."""
+    code, out, err = planner(recipe, *arguments, "--plan")
+    assert code == 0, out + err
     stages = {}
-    for line in done.stdout.splitlines():
+    for line in out.splitlines():
         if line.startswith("== stage "):
             commands = stages.setdefault(int(line.split()[2].rstrip(":")), [])
-        elif line.startswith("+ python "):
-            commands.append(line.split()[2:])
-    return stages, done.stdout
+        elif line.startswith("+ "):
+            commands.append(shlex.split(line)[2:])
+    return stages, out
 
 
 def flag_of(command, name):
@@ -182,20 +192,133 @@ def test_diffsep(repository):
     "arguments, said",
     [
         (["spex_plus", "--n_layers", "3"], "--n_layers: no script of the pipeline has this flag"),
+        (["spex_plus", "--learning_rat", "1"], "--learning_rat: no script of the pipeline has this flag. Did you mean"),
+        (["deep_casa", "--seq.embeding_dim=1"], "Did you mean --embedding_dim?"),
+        (["deep_casa", "--simul.embedding_dim=1"], "--embedding_dim: no script of the pipeline has this flag"),
         (["spex_plus", "--tr.output_folder=x"], "--output_folder is set by the stages"),
         (["spex_plus", "--preset", "large"], "--preset large: there are small and original"),
+        (["spex_plus", "--dynamic_mixing=maybe"], "--dynamic_mixing=maybe: should be true or false"),
+        (["spex_plus", "--sample_rate=fast"], "--sample_rate fast: should be a whole number"),
         (["deep_casa", "--n_blocks", "3"], "--n_blocks: no script of the pipeline has this flag"),
+        (["deep_casa", "--simul.epoch", "three"], "nn/simul_group.py: flag --epoch=three: "),
         (["deep_casa", "stray"], "stray: unexpected"),
         (["deep_casa", "--stage", "five"], "--stage five: should be the number of a stage"),
         (["deep_casa", "--stop_stage="], "--stop_stage : should be the number of a stage"),
         (["spex_plus", "--stop_stage=-1"], "--stop_stage -1: should be the number of a stage"),
         (["deep_casa", "--exp_name", "--stage=1"], "--exp_name: a value is missing"),
         (["binaural", "--kind", "noise", "--talkers", "3"], "--kind noise does not go with --talkers 3"),
+        (["binaural", "--configurations=all", "--variant=cross"], "--variant does not go with --configurations"),
+        (["binaural", "--configurations=cross,loud"], "nn/binaural_tasnet.py: flag --variant=loud: "),
         (["diffsep", "--corpus_root", "x"], "--corpus_root is set by the stages"),
         (["separate"], "usage: ./run.sh deep_casa"),
     ],
 )
-def test_refuses(repository, arguments, said):
+def test_refuses(planner, monkeypatch, arguments, said):
+    monkeypatch.setattr(pipeline, "execute", None)  # nothing is installed or run
+    code, out, err = planner(*arguments, "--install")
+    assert code == 1 and not out
+    assert err.startswith("error: ") and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["deep_casa", "--learning_rat=1"], "--learning_rat: no script of the pipeline has this flag. Did you mean "),
+        (["separate"], "usage: ./run.sh deep_casa"),
+    ],
+)
+def test_refuses_as_a_person_sees_it(repository, arguments, said):
     done = run(repository, *arguments)
-    assert done.returncode == 1
+    assert done.returncode == 1 and not done.stdout
     assert done.stderr.startswith("error: ") and said in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_lists_the_recipes(repository, arguments):
+    done = run(repository, *arguments)
+    assert done.returncode == 0 and not done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert list(lines) == ["deep_casa", "spex_plus", "binaural_tasnet", "looking_to_listen", "diffsep"]
+    assert all(" minutes" in line and " in exp/" in line for line in lines.values())
+
+
+def test_describes_a_recipe(planner):
+    code, out, _ = planner("binaural", "--help")
+    assert code == 0 and "4  separation and evaluation" in out and "--configurations" in out
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("recipe", pipeline.RECIPES, ids=lambda recipe: recipe.name)
+def test_commands_have_the_flags_of_their_recipe(recipe, preset):
+    values = recipe.values(Given([("preset", preset)]))
+    requests = [(command.path, "", (), command.own_flags(values)) for command in recipe.commands()]
+    assert not any(pipeline.share_out(requests, []))
+
+
+OFF = ["--dynamic_mixing=false", "--dynamic_mixing=0", "--nodynamic_mixing", "--dynamic_mixing --dynamic_mixing=F"]
+
+
+@pytest.mark.parametrize("off", OFF)
+def test_spex_plus_without_dynamic_mixing(planner, off):
+    stages, _ = plan(planner, *off.split(), recipe="spex_plus")
+    assert [flag_of(command, "output_folder") for command in stages[2]] == [f"triplets/{name}" for name in SETS]
+    (training,) = stages[3]
+    assert "--dynamic_mixing" not in training and "--both_talkers" not in training
+    assert flag_of(training, "corpus_folder") is None
+    stages, _ = plan(planner, recipe="spex_plus")
+    assert len(stages[2]) == 2 and "--dynamic_mixing" in stages[3][0]
+
+
+@pytest.mark.parametrize("off", OFF)
+def test_binaural_without_dynamic_mixing(planner, off):
+    stages, _ = plan(planner, *off.split(), recipe="binaural")
+    assert flag_of(stages[2][0], "sets") == "tr,cv,tt"
+    assert "--dynamic_mixing" not in stages[3][0] and flag_of(stages[3][0], "corpus_folder") is None
+    stages, _ = plan(planner, "--preset=original", "--dynamic_mixing", "TRUE", recipe="binaural_tasnet")
+    assert flag_of(stages[2][0], "sets") == "cv,tt" and "--dynamic_mixing" in stages[3][0]
+
+
+@pytest.mark.parametrize("off", OFF)
+def test_looking_to_listen_without_dynamic_mixing(planner, off):
+    stages, _ = plan(planner, *off.split(), recipe="looking_to_listen")
+    assert "--dynamic_mixing" not in stages[4][0]
+    stages, _ = plan(planner, recipe="looking_to_listen")
+    assert "--dynamic_mixing" in stages[4][0] and flag_of(stages[5][0], "table") == "test.csv"
+
+
+def test_diffsep_without_dynamic_mixing(planner):
+    stages, _ = plan(planner, "--separation.dynamic_mixing=false", recipe="diffsep")
+    assert flag_of(stages[1][1], "sets") == "tr,cv,tt"
+    assert "--dynamic_mixing" not in stages[2][0] and "--dynamic_mixing" in stages[4][0]
+    stages, _ = plan(planner, "--dynamic_mixing=false", recipe="diffsep")
+    assert not any("--dynamic_mixing" in command for commands in stages.values() for command in commands)
+
+
+def test_flags_reach_the_commands_that_have_them(planner):
+    stages, _ = plan(planner, "--epoch=3", "--simul.epoch", "5", "--noweight_histograms", "--tr_mixtures=7")
+    assert flag_of(stages[3][0], "epoch") == "5" and flag_of(stages[5][0], "epoch") == "3"
+    assert flag_of(stages[1][0], "tr_mixtures") == "7" and "--noweight_histograms" not in stages[1][0]
+    assert all("--noweight_histograms" in stages[number][0] for number in (3, 4, 5))
+    stages, _ = plan(planner, "--tr_mixtures=7", recipe="diffsep")
+    assert [flag_of(command, "tr_mixtures") for command in stages[1]] == ["0", "7", None]
+
+
+def test_installs_first_and_stops_at_the_first_failure(planner, monkeypatch):
+    lines = []
+    monkeypatch.setattr(pipeline, "execute", lambda line: lines.append(line) or 3 * (len(lines) == 3))
+    code, out, _ = planner("binaural", "--kind=reverb", "--install")
+    assert code == 3 and "done in" not in out
+    assert lines[0] == ["./run.sh", "install", "corpus,room"]
+    assert [line[1] for line in lines[1:]] == ["feat/voices.py", "feat/binaural_mix.py"]
+
+
+def test_exit_codes_are_those_of_a_shell():
+    assert pipeline.execute(["sh", "-c", "exit 3"]) == 3
+    assert pipeline.execute(["sh", "-c", "kill -TERM $$"]) == 143
+
+
+def test_flags_are_read_apart():
+    """As in a run, where TensorFlow does not stay in memory."""
+    assert pipeline.apart(pipeline.share_out, [("feat/voices.py", "", (), [])], [("", "seed", "--seed=1")]) == [
+        ["--seed=1"]
+    ]
