@@ -312,6 +312,21 @@ def test_installs_first_and_stops_at_the_first_failure(planner, monkeypatch):
     assert [line[1] for line in lines[1:]] == ["feat/voices.py", "feat/binaural_mix.py"]
 
 
+def test_flags_are_read_after_installing_where_nothing_is_there(planner, monkeypatch):
+    lines = []
+
+    def apart(function, *arguments):
+        if not lines:
+            raise pipeline.NotInstalledError("absl is not installed; run ./run.sh install corpus")
+        return function(*arguments)
+
+    monkeypatch.setattr(pipeline, "apart", apart)
+    monkeypatch.setattr(pipeline, "execute", lambda line: lines.append(line))
+    code, out, err = planner("deep_casa", "--epoc=3", "--install")
+    assert code == 1 and lines == [["./run.sh", "install", "corpus"]] and "--epoc: no script" in err
+    assert planner("deep_casa", "--epoch=3", "--plan", "--install")[0] == 0 and len(lines) == 1
+
+
 def test_exit_codes_are_those_of_a_shell():
     assert pipeline.execute(["sh", "-c", "exit 3"]) == 3
     assert pipeline.execute(["sh", "-c", "kill -TERM $$"]) == 143
