@@ -39,7 +39,8 @@ from models.layers.conv import portable_graphs
 from models.layers.waveforms import OneRecording
 from nn.checkpoints import ours as checkpoint
 from nn.checkpoints import readers
-from nn.systems.registry import SYSTEMS, find_checkpoints, system_of
+from nn.systems.registry import SYSTEMS
+from nn.systems.trained import find_checkpoints, system_of
 
 FLAGS = flags.FLAGS
 

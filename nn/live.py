@@ -29,7 +29,7 @@ from feat.base.files import UserError, atomic_path, make_writable_directory
 from feat.signals.audio import read_blocks, require_stereo, wav_info
 from nn.recordings.stopwatch import Stopwatch
 from nn.recordings.streams import resample_channels
-from nn.systems.registry import define_options, enrol, find_checkpoints, make_system, options_of_flags, system_of
+from nn.systems.trained import define_options, enrol, find_checkpoints, make_system, options_of_flags, system_of
 
 FLAGS = flags.FLAGS
 

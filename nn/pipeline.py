@@ -20,14 +20,13 @@ import time
 from concurrent import futures
 
 from feat.base.files import UserError
-from nn.systems.binaural_tasnet.recipe import RECIPE as BINAURAL_TASNET
-from nn.systems.deep_casa.recipe import RECIPE as DEEP_CASA
-from nn.systems.diffsep.recipe import RECIPE as DIFFSEP
-from nn.systems.looking_to_listen.recipe import RECIPE as LOOKING_TO_LISTEN
+from nn.systems import registry
 from nn.systems.recipe import PIPELINE_FLAGS, PRESETS, Given, expand
-from nn.systems.spex_plus.recipe import RECIPE as SPEX_PLUS
 
-RECIPES = (DEEP_CASA, SPEX_PLUS, BINAURAL_TASNET, LOOKING_TO_LISTEN, DIFFSEP)
+
+def recipes():
+    """[Recipe] of all systems."""
+    return [system.load("recipe").RECIPE for system in registry.SYSTEMS]
 
 
 class NotInstalledError(UserError):
@@ -52,9 +51,9 @@ def run(arguments):
     if name in ("--help", "-h"):
         print(list_recipes())
         return 0
-    recipe = next((recipe for recipe in RECIPES if name in (recipe.name, *recipe.aliases)), None)
+    recipe = next((recipe for recipe in recipes() if name in (recipe.name, *recipe.aliases)), None)
     if recipe is None:
-        names = " | ".join(recipe.name for recipe in RECIPES)
+        names = " | ".join(recipe.name for recipe in recipes())
         raise UserError(f"usage: ./run.sh {names} [flags...]; ./run.sh alone says more, and {name!r} is none of these")
     if "--help" in rest or "-h" in rest:
         print(describe(recipe))
@@ -264,7 +263,7 @@ def list_recipes():
         "",
         "Recipes, with the time of the small preset on two cores of an AMD EPYC, including the installation:",
     ]
-    for recipe in RECIPES:
+    for recipe in recipes():
         lines.append(f"  {recipe.name:<18} {recipe.summary}; {recipe.time}; {recipe.product}")
     return "\n".join(lines)
 

@@ -34,8 +34,8 @@ from feat.signals.audio import wav_info
 from nn.checkpoints import readers
 from nn.recordings.journal import Done
 from nn.recordings.windows import OVERLAP_S, WINDOW_S
-from nn.systems.registry import define_options, find_checkpoints, options_of_flags, system_of
 from nn.systems.separator import Separator, list_inputs, output_paths, presence_lines, separate_file
+from nn.systems.trained import define_options, find_checkpoints, options_of_flags, system_of
 
 FLAGS = flags.FLAGS
 

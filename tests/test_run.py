@@ -248,7 +248,7 @@ def test_describes_a_recipe(planner):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("recipe", pipeline.RECIPES, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", pipeline.recipes(), ids=lambda recipe: recipe.name)
 def test_commands_have_the_flags_of_their_recipe(recipe, preset):
     values = recipe.values(Given([("preset", preset)]))
     requests = [(command.path, "", (), command.own_flags(values)) for command in recipe.commands()]

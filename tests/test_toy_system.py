@@ -1,6 +1,7 @@
 """Adding a system is adding a folder: one that only tests know trains, resumes, separates, is measured and exported."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import soundfile
 import speech
 import toy_system
 
+from nn import pipeline
 from nn.checkpoints import ours
 from nn.systems import registry
 
@@ -70,3 +72,17 @@ def test_is_exported(folder):
     )
     described = json.loads((folder / "exported/export.json").read_text())
     assert described["talkers"] == 2 and list(described["checkpoints"]) == ["toy"]
+
+
+def test_its_recipe_runs_and_refuses_flags_that_no_command_has(folder, monkeypatch, capfd):
+    for name in ("feat", "models", "nn", "tests"):
+        (folder / name).symlink_to(speech.ROOT / name)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(speech.ROOT), str(speech.ROOT / "tests")]))
+    assert "separates nothing" in pipeline.list_recipes()
+    assert pipeline.main(["toy", "--exp_name", "made", "--epoch=2", "--seed", "3"]) == 0
+    said = capfd.readouterr().out
+    assert said.index("== stage 1: training") < said.index("7 in all") < said.index("== stage 2: separation")
+    assert (folder / "exp/made/separated/mixture_s2.wav").exists()
+    assert pipeline.main(["toy", "--epohc=2"]) == 1
+    assert "Did you mean --epoch?" in capfd.readouterr().err

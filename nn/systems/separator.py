@@ -20,7 +20,7 @@ from feat.base.parallel import progress
 from feat.signals.audio import read_blocks, require_stereo, resample, resample_blocks, wav_info
 from nn.recordings.stopwatch import Stopwatch
 from nn.recordings.windows import OVERLAP_S, WINDOW_S, Windows
-from nn.systems.registry import enrol, find_checkpoints, make_system
+from nn.systems.trained import enrol, find_checkpoints, make_system
 
 EXTENSIONS = tuple("." + name.lower() for name in soundfile.available_formats()) + (".aif", ".oga", ".opus")
 BLOCK_SECONDS = 10.0  # read and written at a time

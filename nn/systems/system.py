@@ -83,8 +83,9 @@ class System:
         checkpoints: names that config.json gives to its networks.
         package: holds its modules. `recordings` has the class that processes recordings; `benchmark` has BENCHMARKS,
             {checkpoint name: Benchmark}, and may have define_flags(); `export`, if there is one, has
-            export({checkpoint name: prefix}) -> Exported; `video`, if the system looks at faces, separates videos.
-        recordings: name of the class in `<package>.recordings`, see nn.systems.registry.
+            export({checkpoint name: prefix}) -> Exported; `recipe` has RECIPE, the pipeline that
+            nn/pipeline.py runs; `video`, if the system looks at faces, separates videos.
+        recordings: name of the class in `<package>.recordings`, see nn.systems.trained.
         options: names of the arguments of this class that users may set by flags of the same names.
         define_options: (live) -> None, defines these flags and others that only this system needs, for nn/separate.py
             or for nn/live.py.

@@ -9,7 +9,6 @@ from toy_system.network import Toy
 
 class ToyRecordings:
     NAME = "Toy"
-    CHECKPOINTS = ("toy",)
     ENROLMENT = FACES = causal = False
     CHANNELS = None
     LATENCY = "window"

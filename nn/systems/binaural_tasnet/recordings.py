@@ -35,14 +35,13 @@ def reference_settings(source):
 
 
 class Binaural:
-    """Binaural TasNet as a system of nn.systems.registry.
+    """Binaural TasNet as a system of nn.systems.trained.
 
     Args:
         checkpoints: {"mimo_tasnet": prefix, or folder of SpeechBrain's}.
     """
 
     NAME = "Binaural TasNet"
-    CHECKPOINTS = ("mimo_tasnet",)
     ENROLMENT = False
     FACES = False
     CHANNELS = len(EARS)

@@ -27,7 +27,6 @@ class DeepCasa:
     """
 
     NAME = "Deep CASA"
-    CHECKPOINTS = ("dense_unet", "sequential_grouping")
     ENROLMENT = False
     FACES = False
     CHANNELS = None

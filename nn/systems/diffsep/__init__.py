@@ -1,7 +1,5 @@
 """DiffSep: separates or enhances by reversing a diffusion."""
 
-import absl.flags  # not `flags`, which is a module of this package
-
 from nn.systems.system import System
 
 
@@ -9,14 +7,14 @@ def define_options(live):
     """Flags of the reverse process."""
     if live:
         return
+    from absl import flags
+
     from nn.systems.diffsep.recordings import SOLVER_NAMES
 
-    absl.flags.DEFINE_integer(
-        "steps", None, "DiffSep: steps of the reverse process; default: as validated", lower_bound=1
-    )
-    absl.flags.DEFINE_float("snr", None, "DiffSep: size of the corrector's steps", lower_bound=0)
-    absl.flags.DEFINE_integer("corrector_steps", None, "DiffSep: of the corrector at every time", lower_bound=0)
-    absl.flags.DEFINE_enum("solver", None, SOLVER_NAMES, "DiffSep: reference, or one of fewer calls; see the README")
+    flags.DEFINE_integer("steps", None, "DiffSep: steps of the reverse process; default: as validated", lower_bound=1)
+    flags.DEFINE_float("snr", None, "DiffSep: size of the corrector's steps", lower_bound=0)
+    flags.DEFINE_integer("corrector_steps", None, "DiffSep: of the corrector at every time", lower_bound=0)
+    flags.DEFINE_enum("solver", None, SOLVER_NAMES, "DiffSep: reference, or one of fewer calls; see the README")
 
 
 SYSTEM = System(

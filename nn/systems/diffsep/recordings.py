@@ -242,7 +242,7 @@ def projection(products, energies):
 
 
 class Diffusion:
-    """DiffSep as a system of nn.systems.registry: talkers, or speech and noise, in recordings of any length.
+    """DiffSep as a system of nn.systems.trained: talkers, or speech and noise, in recordings of any length.
 
     Args:
         checkpoints: {"ncsnpp" or "cdiffuse": prefix, or PyTorch file}.
@@ -251,7 +251,6 @@ class Diffusion:
     """
 
     NAME = "DiffSep"
-    CHECKPOINTS = tuple(NETWORKS)
     ENROLMENT = False
     FACES = False
     CHANNELS = None
@@ -276,7 +275,7 @@ class Diffusion:
         return 4 * samples * self.talkers
 
     def separate(self, samples, windows, spool, bar=None, enrolment=None):
-        """Sources, each as loud as it is in the recording; see nn.systems.registry.
+        """Sources, each as loud as it is in the recording; see nn.systems.trained.
 
         Talkers are held to their channels by what they are in the overlap of windows.
         """

@@ -1,7 +1,5 @@
 """Looking to Listen: separates the voices of faces in a video."""
 
-from absl import flags
-
 from nn.systems.system import System
 
 
@@ -9,6 +7,8 @@ def define_options(live):
     """Flags of videos and their faces."""
     if live:
         return
+    from absl import flags
+
     from feat.avspeech.embed_faces import DETECTORS
 
     flags.DEFINE_bool("render", False, "Looking to Listen: also write a video of every face with its voice")

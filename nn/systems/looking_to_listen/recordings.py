@@ -1,4 +1,4 @@
-"""Looking to Listen on recordings: as a system of nn.systems.registry, and as functions to call from Python.
+"""Looking to Listen on recordings: as a system of nn.systems.trained, and as functions to call from Python.
 
     from nn.systems.looking_to_listen.recordings import generate_audio, load_model
     model = load_model("exp/looking_to_listen/models/test/best")
@@ -263,14 +263,13 @@ def separate_windows(separator, samples, embeddings, windows, bar=None):
 
 
 class AudioVisual:
-    """Looking to Listen as a system of nn.systems.registry, but for `separate`, which needs the faces.
+    """Looking to Listen as a system of nn.systems.trained, but for `separate`, which needs the faces.
 
     Args:
         checkpoints: {"looking_to_listen": prefix, or file of PyTorch}.
     """
 
     NAME = "Looking to Listen"
-    CHECKPOINTS = (SYSTEM,)
     ENROLMENT = False
     FACES = True
     CHANNELS = None
@@ -296,7 +295,7 @@ class AudioVisual:
         return 0
 
     def separate(self, samples, windows, spool=None, bar=None, enrolment=None, embeddings=None):
-        """Yields the voices of the faces, [faces, some samples], in their order; see nn.systems.registry.
+        """Yields the voices of the faces, [faces, some samples], in their order; see nn.systems.trained.
 
         Args:
             embeddings: [faces, images, size], 25 images a second, of the whole recording, zeros where a face is not

@@ -1,12 +1,12 @@
 """SpEx+: extracts the talker of an enrolment."""
 
-from absl import flags
-
 from nn.systems.system import System
 
 
 def define_options(live):
     """Flags of the level of what is extracted, and of its rejection."""
+    from absl import flags
+
     from nn.systems.spex_plus.recordings import LEVELS, LIVE_LEVELS, REJECT
 
     if live:

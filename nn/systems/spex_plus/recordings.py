@@ -335,7 +335,7 @@ class RunningGain:
 
 
 class TargetTalker:
-    """SpEx+ as a system of nn.systems.registry: the talker of an enrolment in recordings of any length.
+    """SpEx+ as a system of nn.systems.trained: the talker of an enrolment in recordings of any length.
 
     Args:
         checkpoints: {"spex_plus": prefix, or PyTorch file}.
@@ -353,7 +353,6 @@ class TargetTalker:
     """
 
     NAME = "SpEx+"
-    CHECKPOINTS = ("spex_plus",)
     ENROLMENT = True
     FACES = False
     CHANNELS = None
@@ -407,7 +406,7 @@ class TargetTalker:
         return 4 * samples
 
     def separate(self, samples, windows, spool, bar=None, enrolment=None):
-        """The talker of an embedding that `enrol` gave; see nn.systems.registry."""
+        """The talker of an embedding that `enrol` gave; see nn.systems.trained."""
         frames = self.frames(len(samples))
         length = min(frames, windows.length) * self.hop_size
         pieces = range(0, len(samples), PIECE_FRAMES * self.extractor.frame)
