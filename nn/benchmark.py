@@ -13,6 +13,7 @@
     python nn/benchmark.py --measure devices --batch_size 2     two virtual devices against one, on the same threads
     python nn/benchmark.py --measure streaming --threads 1      can a causal system keep up, block by block?
     python nn/benchmark.py --measure streaming --threads 1 --system mimo_tasnet
+    python nn/benchmark.py --measure long --resume_model exp/deep_casa/models     dialogues in one file, and memory
 
 Times are medians. CPU seconds are those of the whole process and depend less on what else the machine does.
 """
@@ -37,6 +38,7 @@ from feat.base.graph import compiled
 from feat.batches import common
 from feat.corpora.features import compute_features, settings_from_flags
 from feat.signals.stft import sqrt_hann
+from nn.systems import long_recordings
 from nn.systems.registry import SYSTEMS, by_checkpoint
 from nn.training import cost, devices, loop
 from nn.training.optimizers import make_optimizer
@@ -254,6 +256,7 @@ MEASURES = {
     "loop": measure_loop,
     "devices": measure_devices,
     "streaming": measure_streaming,
+    "long": lambda benchmark, settings, *_: long_recordings.measure(settings),
 }
 
 
@@ -284,7 +287,7 @@ def main(_):
     benchmark = by_checkpoint()[FLAGS.system].load("benchmark").BENCHMARKS[FLAGS.system]
     if FLAGS.measure == "features" and not benchmark.has_features:
         raise UserError(f"--measure features: {FLAGS.system} has none, it takes waveforms")
-    if FLAGS.measure != "cost" and benchmark.cost_alone:
+    if FLAGS.measure not in ("cost", "long") and benchmark.cost_alone:
         raise UserError(f"--measure {FLAGS.measure}: of {FLAGS.system} its cost alone is measured; leave --measure out")
     devices.set_precision()
     measure = MEASURES[FLAGS.measure]
@@ -310,6 +313,7 @@ def main(_):
 if __name__ == "__main__":
     for system in SYSTEMS:
         getattr(system.load("benchmark"), "define_flags", lambda: None)()
+    long_recordings.define_flags()
     flags.DEFINE_enum("system", "dense_unet", list(by_checkpoint()), "the network")
     flags.DEFINE_float("seconds", 1.0, "length of the mixtures", lower_bound=0.1)
     flags.DEFINE_integer("threads", 0, "TensorFlow threads; 0: all cores", lower_bound=0)

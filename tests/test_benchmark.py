@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from speech import run, run_here
+import tiny_deep_casa
+from speech import make_corpus, run, run_here
 
 from models.binaural_tasnet.network import MimoTasnet
 from models.deep_casa.dense_unet import DenseUNet
@@ -159,3 +160,11 @@ def test_macs_of_sequential_grouping_by_hand():
     expected = frames * (features + rows * 16 * bottleneck + 2 * residual + bottleneck * dimension)
     spectra = np.zeros((1, 2, frames, 9, 2), "float32")
     assert count_macs(model, lambda: model((spectra[:, 0], spectra))) == expected
+
+
+def test_long_recordings(tmp_path):
+    make_corpus(tmp_path, {"tt": 4}, voices=4)
+    tiny_deep_casa.save(str(tmp_path / "models"), *tiny_deep_casa.nets(2, causal=False))
+    found = report(tmp_path, measure="long", resume_model="models", dialogues=1, scenes=2, minutes=0.1)["long"]
+    assert 0 <= found["scenes_in_their_channels"] <= 1 and np.isfinite(found["si_sdri_in_one_file_db"])
+    assert 0 < found["memory_of_0.1_minutes_mib"] <= 1.1 * found["memory_of_1_minute_mib"]

@@ -1,11 +1,9 @@
-"""How well long recordings are separated, and in how much memory.
+"""Measures how well long recordings are separated, and how much memory they take.
 
-    python nn/benchmark_long.py --resume_model exp/deep_casa/models --data_folder corpus --wav_list_folder corpus/lists
-
-Scripts dialogues from the talkers of the tt list: scenes in which both talk, with silence between the scenes. Each
-is separated as one file, and scene by scene as if cut by hand, every scene then with its best permutation. Says
-SI-SDRi of both, and the share of scenes whose talkers come out in the channels that they have in the whole file.
-Then separates files of --minutes and of one minute in processes of their own and says the memory that each took.
+Dialogues are scripted from the talkers of the tt list: scenes in which both talk, with silence between the scenes. Each
+dialogue is separated as one file, and also scene by scene with the best permutation for every scene. Compared are the
+SI-SDRi of both, and the share of scenes whose talkers come out in the channels that they have in the whole file. Then
+files of one minute and of --minutes are separated, each in a process of its own, whose peak memory counts.
 """
 
 import os
@@ -13,12 +11,10 @@ import subprocess
 import sys
 import tempfile
 
-from feat.base.script import run_script
-
 import numpy as np
 from absl import flags
 
-from feat.corpora.features import define_feature_flags, settings_from_flags
+from feat.base.files import UserError
 from feat.corpora.lists import parts_of_name, read_names, talker_of
 from feat.signals.audio import read_mono, write_pcm16
 from models.losses import permutations
@@ -97,7 +93,7 @@ def memory_mib(settings, mixture, minutes, folder):
     """Peak of a process that separates so many minutes, MiB."""
     path = os.path.join(folder, f"{minutes:g}.wav")
     write_pcm16(path, np.resize(mixture, int(60 * minutes * settings.sample_rate)), settings.sample_rate)
-    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "separate.py")
+    script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "separate.py")
     command = [sys.executable, script, f"--resume_model={FLAGS.resume_model}", f"--output_dir={folder}/out", path]
     code = (
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2);"
@@ -106,26 +102,27 @@ def memory_mib(settings, mixture, minutes, folder):
     return float(subprocess.run([sys.executable, "-c", code, *command], check=True, stdout=subprocess.PIPE).stdout)
 
 
-def main(_):
-    settings = settings_from_flags()
+def measure(settings):
+    """{name: number}: quality of long recordings and of their scenes alone, and the memory that files take."""
+    if not FLAGS.resume_model:
+        raise UserError("--measure long needs trained checkpoints: --resume_model exp/deep_casa/models")
     utterances = utterances_by_talker(settings, read_names(FLAGS.wav_list_folder, "tt", settings.talkers))
-    separator = Separator(FLAGS.resume_model, FLAGS.window_seconds, FLAGS.overlap_seconds)
+    separator = Separator(FLAGS.resume_model)
     in_file, alone, right = compare(separator, settings, utterances)
-    print(
-        f"mean of {FLAGS.dialogues}: {in_file:.2f} dB in the file, {alone:.2f} dB scene by scene, {100 * right:.0f} %"
-    )
     sources, _ = dialogue(settings, utterances, sorted(utterances)[: settings.talkers], 5, 0)
     with tempfile.TemporaryDirectory() as folder:
         short, long = (memory_mib(settings, sources.sum(axis=0), minutes, folder) for minutes in (1, FLAGS.minutes))
-    print(f"memory: {short:.0f} MiB for 1 minute, {long:.0f} MiB for {FLAGS.minutes:g} minutes")
+    return {
+        "si_sdri_in_one_file_db": float(in_file),
+        "si_sdri_scene_by_scene_db": float(alone),
+        "scenes_in_their_channels": float(right),
+        "memory_of_1_minute_mib": short,
+        f"memory_of_{FLAGS.minutes:g}_minutes_mib": long,
+    }
 
 
-if __name__ == "__main__":
-    define_feature_flags()
-    flags.DEFINE_string("resume_model", "exp/deep_casa/models", "folder or prefix, as of nn/separate.py")
-    flags.DEFINE_float("window_seconds", 10.0, "as of nn/separate.py")
-    flags.DEFINE_float("overlap_seconds", 2.5, "as of nn/separate.py")
-    flags.DEFINE_integer("dialogues", 8, "pairs of talkers", lower_bound=1)
-    flags.DEFINE_integer("scenes", 12, "of a dialogue", lower_bound=1)
-    flags.DEFINE_float("minutes", 30.0, "of the long file", lower_bound=0.1)
-    run_script(main)
+def define_flags():
+    """Flags of `measure`, besides --resume_model and those of the mixtures."""
+    flags.DEFINE_integer("dialogues", 8, "--measure long: pairs of talkers", lower_bound=1)
+    flags.DEFINE_integer("scenes", 12, "--measure long: scenes of a dialogue", lower_bound=1)
+    flags.DEFINE_float("minutes", 30.0, "--measure long: length of the long file", lower_bound=0.1)
